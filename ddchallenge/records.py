@@ -1,0 +1,422 @@
+"""The frozen records that flow between modules, in the order of the data flow.
+
+Imports nothing heavy: numpy is loaded when a :class:`LabeledImages` is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from ddchallenge.errors import BundleError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    ImageArray: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
+    LabelArray: TypeAlias = NDArray[np.int64]
+
+__all__ = [
+    "Accuracy",
+    "BatchRecord",
+    "Bundle",
+    "DatasetSpec",
+    "DatasetSplit",
+    "Environment",
+    "GenerationTask",
+    "LabeledImages",
+    "Manifest",
+    "PhaseSeconds",
+    "Result",
+    "Rules",
+    "SamplingLog",
+    "SamplingStatus",
+    "ScoringProtocol",
+    "ScoringStatus",
+    "SeedRun",
+    "Source",
+    "SubmissionIdentity",
+    "StopReason",
+    "Track",
+]
+
+Track = Literal["generative", "fixed-ipc"]
+OptionValue: TypeAlias = "str | int | float | bool | tuple[str | int | float | bool, ...]"
+
+StopReason = Literal[
+    "images",  # every image that was asked for has arrived
+    "deadline",  # the budget was used up
+    "crashed",  # the worker ended before the deadline
+    "refused",  # the worker sent something the contract does not allow
+    "disk-full",  # the spool could not grow
+    "interrupted",  # Ctrl-C
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One file a dataset can be downloaded as: ``sha256`` in hex, ``size`` in bytes."""
+
+    url: str
+    filename: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetSpec:
+    """What the challenge fixes about a dataset.
+
+    ``class_ids[label]`` is the folder name of a class (a WordNet id in Tiny ImageNet), in the
+    challenge's order; ``class_names[label]`` is what a person calls it. ``mean`` and ``std`` are
+    of pixels scaled to 0..1, one per channel. ``image_size`` is the side in pixels.
+    ``training_images_per_class`` is the official number.
+    """
+
+    name: str
+    class_ids: tuple[str, ...]
+    class_names: tuple[str, ...]
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    training_images_per_class: int
+    test_images: int
+    sources: tuple[Source, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_ids)
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of guessing, 0..1."""
+        return 1 / self.num_classes
+
+
+@dataclass(frozen=True, slots=True)
+class LabeledImages:
+    """Images and their labels: the one payload of the harness, validated when made.
+
+    ``images`` is N×3×H×W with H = W: uint8 pixels 0..255, or float32 values in the normalised
+    space the evaluator trains in. ``labels`` is int64, N, none negative.
+
+    Raises :class:`BundleError` where shapes, dtypes or values are not these.
+    """
+
+    images: ImageArray
+    labels: LabelArray
+
+    def __post_init__(self) -> None:
+        import numpy as np
+
+        images, labels = self.images, self.labels
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+            raise BundleError(f"Expected images of shape N×3×S×S, found {_shape(images.shape)}.")
+        if images.dtype not in (np.uint8, np.float32):
+            raise BundleError(f"Expected uint8 or float32 images, found {images.dtype}.")
+        if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+            raise BundleError(
+                f"Expected {images.shape[0]} int64 labels, "
+                f"found {_shape(labels.shape)} of {labels.dtype}."
+            )
+        if len(labels) and int(labels.min()) < 0:
+            raise BundleError(f"Expected labels from 0, found {int(labels.min())}.")
+        if images.dtype == np.float32:
+            for start in range(0, len(images), 4096):
+                finite = np.isfinite(images[start : start + 4096]).reshape(-1, images[0].size)
+                bad = np.flatnonzero(~finite.all(axis=1))
+                if len(bad):
+                    raise BundleError(
+                        f"Image {start + int(bad[0])} holds NaN or infinite values; "
+                        "every value must be finite."
+                    )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images_per_class(self, num_classes: int) -> tuple[int, int]:
+        """The smallest and the largest number of images any of ``num_classes`` classes has."""
+        import numpy as np
+
+        counts = np.bincount(self.labels, minlength=num_classes)
+        return int(counts.min()), int(counts.max())
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "a scalar"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetSplit:
+    """A loaded split: memory-mapped tensors, their digest, and the cache folder they lie in.
+
+    ``digest`` is the hex SHA-256 over the decoded tensors. ``images_per_class`` is the smallest
+    number any class has here, ``official_images_per_class`` what the official split has.
+    """
+
+    spec: DatasetSpec
+    split: Literal["train", "test"]
+    data: LabeledImages
+    digest: str
+    folder: Path
+    images_per_class: int
+    official_images_per_class: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What a track allows. ``images_per_class`` is the exact number, or None for as many as fit."""
+
+    id: str
+    track: Track
+    budget_seconds: float | None
+    clock_covers: str
+    images_per_class: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringProtocol:
+    """One way of training and testing. ``epochs`` is the ``Epoch`` of the official script, whose
+    loop makes one pass more and drops the learning rate after the epoch of index
+    ``epochs // 2 + 1``."""
+
+    id: str
+    network: str
+    epochs: int
+    seeds: tuple[int, ...]
+    batch_size: int
+    learning_rate: float
+    learning_rate_after_drop: float
+    momentum: float
+    weight_decay: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmissionIdentity:
+    """Who made the images: a name, and the hex SHA-256 of the files that did."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationTask:
+    """What a generator is told in ``setup``.
+
+    ``device`` is a torch device string. ``training_data`` is a folder with the training images,
+    or None unless submission.toml says ``needs_training_data = true``. ``working_dir`` is an
+    empty folder to write in; it is deleted after the run. ``options`` is the ``[options]`` table
+    of submission.toml.
+    """
+
+    dataset: DatasetSpec
+    device: str
+    run_seed: int
+    training_data: Path | None
+    working_dir: Path
+    options: Mapping[str, OptionValue] = field(default_factory=lambda: MappingProxyType({}))
+
+    def load_training_data(self) -> LabeledImages:
+        """The training images, memory-mapped and read-only: uint8 N×3×H×W, int64 N.
+
+        Raises :class:`RuntimeError` when the submission did not ask for training data.
+        """
+        import numpy as np
+
+        if self.training_data is None:
+            raise RuntimeError(
+                "there is no training data: submission.toml must say needs_training_data = true"
+            )
+        return LabeledImages(
+            np.load(self.training_data / "images.npy", mmap_mode="r", allow_pickle=False),
+            np.load(self.training_data / "labels.npy", mmap_mode="r", allow_pickle=False),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRecord:
+    """One batch that arrived in time.
+
+    The batch holds the sampled images ``first`` to ``first + count - 1``; sampled image i has
+    label ``i % classes``. ``seed`` is what the generator was given. ``received_seconds`` is on
+    the supervisor's clock. The first ``augmented_images`` of them got their copies in time.
+    """
+
+    index: int
+    seed: int
+    first: int
+    count: int
+    received_seconds: float
+    augmented_images: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseSeconds:
+    """Where the wall clock went; the five add up to the elapsed time.
+
+    ``start_up``: process start to the first sign of life. ``load``: imports and ``setup``.
+    ``sampling``: the generator had work. ``augmentation``: only copies were being made.
+    ``idle``: nobody worked.
+    """
+
+    start_up: float = 0.0
+    load: float = 0.0
+    sampling: float = 0.0
+    augmentation: float = 0.0
+    idle: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingLog:
+    """What happened under the clock. Seconds are the supervisor's, from just before the worker
+    was started. ``stop_detail`` is empty or says more, for people. ``late_images`` arrived after
+    the deadline and were dropped. ``augmentation_worker_seconds`` is the time the augmentation
+    pool computed, mostly while sampling went on."""
+
+    rules_id: str
+    budget_seconds: float
+    elapsed_seconds: float
+    stop: StopReason
+    stop_detail: str
+    run_seed: int
+    device: str
+    max_images: int | None
+    augmentation: str
+    images_sampled: int
+    images_augmented: int
+    late_images: int
+    seconds: PhaseSeconds
+    augmentation_worker_seconds: float
+    batches: tuple[BatchRecord, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingStatus:
+    """What the live display shows while sampling."""
+
+    activity: str
+    elapsed_seconds: float
+    budget_seconds: float
+    images_sampled: int
+    images_augmented: int
+    images_wanted: int | None
+    images_per_second: float
+    num_classes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """What ran this. ``commit`` and ``dirty`` are None outside a git checkout."""
+
+    version: str
+    commit: str | None
+    dirty: bool | None
+    python: str
+    torch: str
+    platform: str
+    device: str
+    hardware: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a bundle says of itself (``manifest.json``).
+
+    ``digest`` is :func:`ddchallenge.bundle.tensor_digest` of the tensors. ``normalisation`` is
+    ``"pixels"`` for uint8 images, else what a float file was recognised as. ``sampling`` is None
+    for an imported bundle, ``origin`` the file it was imported from.
+    """
+
+    schema: int
+    track: Track
+    dataset: str
+    digest: str
+    dtype: Literal["uint8", "float32"]
+    images: int
+    images_per_class: tuple[int, int]
+    normalisation: str
+    submission: SubmissionIdentity
+    contains_real_images: bool
+    training_images_per_class: int | None
+    training_digest: str | None
+    origin: str | None
+    sampling: SamplingLog | None
+    environment: Environment
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A validated bundle on disk: its tensors and what it says of itself."""
+
+    folder: Path
+    data: LabeledImages
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedRun:
+    """One network trained and tested. ``accuracy`` is 0..1, ``correct`` counts test images."""
+
+    seed: int
+    accuracy: float
+    correct: int
+    test_images: int
+    final_loss: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringStatus:
+    """What the progress display shows while scoring; ``epochs`` is the number of passes.
+
+    ``loss`` is the mean training loss of the last finished epoch. ``remaining_seconds`` is for
+    all seeds together, None until one epoch was timed."""
+
+    seed: int
+    seeds_done: int
+    seeds: int
+    epoch: int
+    epochs: int
+    loss: float
+    elapsed_seconds: float
+    remaining_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Over seed runs, 0..1; ``std`` is the sample deviation (n - 1), None for a single run."""
+
+    mean: float
+    std: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One row of the leaderboard; ``result.json`` is its file form (see ``leaderboard``)."""
+
+    schema: int
+    track: Track
+    dataset: str
+    submission: SubmissionIdentity
+    ranked: bool
+    protocol_id: str
+    epochs: int
+    official: bool
+    numerics: Literal["exact"]
+    scoring_device: str
+    bundle_digest: str
+    images: int
+    images_per_class: tuple[int, int]
+    sampling: SamplingLog | None
+    runs: tuple[SeedRun, ...]
+    accuracy: Accuracy
+    chance: float
+    marks: tuple[str, ...]
+    test_digest: str
+    training_digest: str | None
+    training_images_per_class: int | None
+    environment: Environment
