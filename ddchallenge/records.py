@@ -24,6 +24,7 @@ __all__ = [
     "Accuracy",
     "BatchRecord",
     "Bundle",
+    "BundleSummary",
     "DatasetSpec",
     "DatasetSplit",
     "Environment",
@@ -31,10 +32,13 @@ __all__ = [
     "LabeledImages",
     "Manifest",
     "PhaseSeconds",
+    "ProtocolUse",
+    "Provenance",
     "Result",
     "Rules",
     "SamplingLog",
     "SamplingStatus",
+    "SamplingSummary",
     "ScoringProtocol",
     "ScoringStatus",
     "SeedRun",
@@ -243,7 +247,7 @@ class BatchRecord:
 
     The batch holds the sampled images ``first`` to ``first + count - 1``; sampled image i has
     label ``i % classes``. ``seed`` is what the generator was given. ``received_seconds`` is on
-    the supervisor's clock. The first ``augmented_images`` of them got their copies in time.
+    the supervisor's clock.
     """
 
     index: int
@@ -251,16 +255,16 @@ class BatchRecord:
     first: int
     count: int
     received_seconds: float
-    augmented_images: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseSeconds:
-    """Where the wall clock went; the five add up to the elapsed time.
+    """Where the wall clock went; the six add up to the elapsed time.
 
     ``start_up``: process start to the first sign of life. ``load``: imports and ``setup``.
     ``sampling``: the generator had work. ``augmentation``: only copies were being made.
-    ``idle``: nobody worked.
+    ``idle``: nobody worked. ``stopping``: from the decision to stop to the proof that no process
+    of the run is left.
     """
 
     start_up: float = 0.0
@@ -268,6 +272,7 @@ class PhaseSeconds:
     sampling: float = 0.0
     augmentation: float = 0.0
     idle: float = 0.0
+    stopping: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,7 +280,8 @@ class SamplingLog:
     """What happened under the clock. Seconds are the supervisor's, from just before the worker
     was started. ``stop_detail`` is empty or says more, for people. ``late_images`` arrived after
     the deadline and were dropped. ``augmentation_worker_seconds`` is the time the augmentation
-    pool computed, mostly while sampling went on."""
+    pool computed, mostly while sampling went on. ``augmented_ranges`` are the sampled images that
+    have their copies, as ``(first, end)`` with ``end`` left out."""
 
     rules_id: str
     budget_seconds: float
@@ -291,6 +297,7 @@ class SamplingLog:
     late_images: int
     seconds: PhaseSeconds
     augmentation_worker_seconds: float
+    augmented_ranges: tuple[tuple[int, int], ...]
     batches: tuple[BatchRecord, ...]
 
 
@@ -328,7 +335,8 @@ class Manifest:
 
     ``digest`` is :func:`ddchallenge.bundle.tensor_digest` of the tensors. ``normalisation`` is
     ``"pixels"`` for uint8 images, else what a float file was recognised as. ``sampling`` is None
-    for an imported bundle, ``origin`` the file it was imported from.
+    for an imported bundle, ``origin`` the name of the file it was imported from. ``ranked`` is false
+    for reference lines.
     """
 
     schema: int
@@ -340,6 +348,7 @@ class Manifest:
     images_per_class: tuple[int, int]
     normalisation: str
     submission: SubmissionIdentity
+    ranked: bool
     contains_real_images: bool
     training_images_per_class: int | None
     training_digest: str | None
@@ -359,13 +368,15 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedRun:
-    """One network trained and tested. ``accuracy`` is 0..1, ``correct`` counts test images."""
+    """One network trained and tested. ``accuracy`` is 0..1, ``correct`` counts test images.
+
+    ``final_loss`` is the mean training loss of the last epoch, None if it was not finite."""
 
     seed: int
     accuracy: float
     correct: int
     test_images: int
-    final_loss: float
+    final_loss: float | None
     seconds: float
 
 
@@ -395,28 +406,76 @@ class Accuracy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProtocolUse:
+    """How a bundle was scored. ``official`` means: the protocol's own epochs and seeds."""
+
+    id: str
+    epochs: int
+    official: bool
+    numerics: Literal["exact"]
+    device: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleSummary:
+    """What was scored; ``images_per_class`` is the smallest and the largest number."""
+
+    digest: str
+    images: int
+    images_per_class: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingSummary:
+    """A :class:`SamplingLog` without its batches."""
+
+    budget_seconds: float
+    elapsed_seconds: float
+    stop: StopReason
+    images_sampled: int
+    images_augmented: int
+    late_images: int
+    augmentation: str
+    run_seed: int
+    device: str
+    hardware: str
+    seconds: PhaseSeconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where a result comes from: the environment that scored it, and the digests of its data.
+
+    ``device`` and ``hardware`` are those of scoring; ``training_images_per_class`` and
+    ``training_digest`` are None when the generator was given no training images."""
+
+    version: str
+    commit: str | None
+    dirty: bool | None
+    python: str
+    torch: str
+    platform: str
+    device: str
+    hardware: str
+    training_images_per_class: int | None
+    training_digest: str | None
+    test_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One row of the leaderboard; ``result.json`` is its file form (see ``leaderboard``)."""
+    """One row of the leaderboard; ``result.json`` is this record, field by field."""
 
     schema: int
     track: Track
     dataset: str
     submission: SubmissionIdentity
     ranked: bool
-    protocol_id: str
-    epochs: int
-    official: bool
-    numerics: Literal["exact"]
-    scoring_device: str
-    bundle_digest: str
-    images: int
-    images_per_class: tuple[int, int]
-    sampling: SamplingLog | None
+    protocol: ProtocolUse
+    bundle: BundleSummary
+    sampling: SamplingSummary | None
     runs: tuple[SeedRun, ...]
     accuracy: Accuracy
     chance: float
     marks: tuple[str, ...]
-    test_digest: str
-    training_digest: str | None
-    training_images_per_class: int | None
-    environment: Environment
+    provenance: Provenance

@@ -1,1 +1,184 @@
-"""placeholder"""
+"""Score a training set: train networks on it, test them, say what came out.
+
+:func:`score` is the ``exact`` numerics: the official evaluator of the ECCV 2024 Dataset
+Distillation Challenge, draw for draw. Importing this package is cheap; PyTorch is imported when a
+device is chosen or a network is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from ddchallenge.errors import BundleError, RequestError, ScoringError, UnknownNameError
+from ddchallenge.records import (
+    DatasetSpec,
+    LabeledImages,
+    ScoringProtocol,
+    ScoringStatus,
+    SeedRun,
+)
+from ddchallenge.scoring.progress import ProgressReporter
+from ddchallenge.scoring.statistics import mean_and_deviation
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["check_seeds", "mean_and_deviation", "resolve_device", "score"]
+
+
+def score(
+    train: LabeledImages,
+    test: LabeledImages,
+    spec: DatasetSpec,
+    protocol: ScoringProtocol,
+    *,
+    epochs: int | None = None,
+    seeds: Sequence[int] | None = None,
+    device: str,
+    on_progress: Callable[[ScoringStatus], None] | None = None,
+) -> tuple[SeedRun, ...]:
+    """Train one network a seed on ``train`` and count what it gets right in ``test``.
+
+    Args:
+        train: the set that is judged; uint8 images are normalised with the dataset's mean and
+            deviation, float32 ones are taken as they are.
+        test: the dataset's test images, in either form.
+        spec: the dataset: classes, image size, mean and deviation.
+        protocol: network, optimiser and schedule.
+        epochs: the ``Epoch`` of the official script, which makes one pass more; the protocol's
+            number if None.
+        seeds: one run each, in this order; the protocol's seeds if None.
+        device: what :func:`resolve_device` takes.
+        on_progress: told at most about five times a second; see
+            :class:`ddchallenge.scoring.progress.ProgressReporter`.
+
+    Returns:
+        The runs, in the order of the seeds. The same seed on the same device gives the same run,
+        but for its seconds.
+
+    Raises:
+        RequestError: seeds or epochs that make no sense, a device that is not there, or a test
+            set that does not belong to the dataset.
+        BundleError: a training set that is empty or does not fit the dataset.
+        ScoringError: the device ran out of memory.
+    """
+    epochs = protocol.epochs if epochs is None else epochs
+    seeds = protocol.seeds if seeds is None else tuple(seeds)
+    if epochs < 0:
+        raise RequestError(
+            f"Expected 0 epochs or more, found {epochs}.\n"
+            f"The protocol {protocol.id!r} has {protocol.epochs}."
+        )
+    check_seeds(seeds)
+    _check_images("training", train, spec, BundleError)
+    _check_images("test", test, spec, RequestError)
+    chosen = resolve_device(device)
+
+    import torch
+
+    from ddchallenge.scoring.exact import train_and_test
+
+    reporter = None
+    if on_progress is not None:
+        reporter = ProgressReporter(on_progress, seeds=len(seeds), passes=epochs + 1)
+    runs = []
+    for seed in seeds:
+        if reporter is not None:
+            reporter.seed_started(seed)
+        try:
+            run = train_and_test(
+                train,
+                test,
+                spec,
+                protocol,
+                epochs=epochs,
+                seed=seed,
+                device=torch.device(chosen),
+                on_epoch=None if reporter is None else reporter.pass_finished,
+            )
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error, torch.OutOfMemoryError):
+                raise
+            raise ScoringError(_out_of_memory(chosen, train, spec)) from error
+        runs.append(run)
+    return tuple(runs)
+
+
+def resolve_device(name: str) -> str:
+    """A torch device string from ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    ``auto`` is CUDA where there is one, else the CPU. Raises :class:`UnknownNameError` for
+    another name and :class:`RequestError` for a CUDA device that is not there.
+    """
+    if name == "cpu":
+        return name
+    kind, colon, index = name.partition(":")
+    if name != "auto" and (kind != "cuda" or (colon and not index.isdecimal())):
+        raise UnknownNameError("device", name, ["auto", "cpu", "cuda"])
+
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if found else "cpu"
+    if int(index or 0) >= found:
+        raise RequestError(
+            f"The device {name!r} was asked for, but PyTorch finds {found} CUDA devices here.\n"
+            "Use --device auto or --device cpu, or see what nvidia-smi and "
+            "`python -m torch.utils.collect_env` say."
+        )
+    return name
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise :class:`RequestError` unless there are seeds, all different, each 0 to 2^63 - 1."""
+    if not seeds:
+        raise RequestError("Expected at least one seed, found none.")
+    for seed in seeds:
+        if not 0 <= seed < 2**63:
+            raise RequestError(f"Expected seeds from 0 to 2^63 - 1, found {seed}.")
+    if len(set(seeds)) < len(seeds):
+        listing = ", ".join(map(str, seeds))
+        raise RequestError(
+            f"Expected different seeds, found {listing}.\n"
+            "A repeated seed is the same run again and would make the deviation too small."
+        )
+
+
+def _check_images(
+    what: str, data: LabeledImages, spec: DatasetSpec, error: type[RequestError]
+) -> None:
+    if not len(data):
+        raise error(f"The {what} set holds no images.")
+    size = data.images.shape[2]
+    if size != spec.image_size:
+        raise error(
+            f"The {what} images are {size} pixels wide; {spec.name} has {spec.image_size}.\n"
+            "Is this the right dataset?"
+        )
+    highest = int(data.labels.max())
+    if highest >= spec.num_classes:
+        raise error(
+            f"The {what} set has a label {highest}; {spec.name} has the labels "
+            f"0 to {spec.num_classes - 1}.\nIs this the right dataset?"
+        )
+
+
+def _is_out_of_memory(error: Exception, on_device: type[torch.OutOfMemoryError]) -> bool:
+    # PyTorch has a class of its own for a full GPU, but none for a full main memory.
+    return isinstance(error, (MemoryError, on_device)) or "allocate memory" in str(error)
+
+
+def _out_of_memory(device: str, train: LabeledImages, spec: DatasetSpec) -> str:
+    what = f"{len(train)} images of {spec.image_size}×{spec.image_size}"
+    if device == "cpu":
+        return (
+            f"The memory ran out while training on {what}.\n"
+            "Close other programs, or score on a machine with more memory."
+        )
+    return (
+        f"The memory of {device} ran out while training on {what}.\n"
+        "See with nvidia-smi what else uses it, pick another (--device cuda:1), "
+        "or score on --device cpu."
+    )

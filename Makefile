@@ -1,0 +1,38 @@
+# make demo   virtual environment, install, one full run on the digits dataset
+# make test   virtual environment, install, the tests
+# make check  ruff and mypy as well
+# make lock   bring requirements.lock up to date (needs uv)
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# Silence a question albumentations would ask a server at every import.
+export NO_ALBUMENTATIONS_UPDATE = 1
+
+.PHONY: demo test check lock clean
+
+demo: $(VENV)/installed
+	$(BIN)/ddchallenge run --track generative --dataset digits
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The locked packages with their hashes first, then this checkout on top of them.
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+lock:
+	uv pip compile pyproject.toml --extra dev --group build --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+		--output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,390 @@
+"""The contract of a generator, and how a submission is described and found.
+
+A submission is a folder::
+
+    submissions/<name>/
+      submission.toml    what it is, and where its generator lies
+      generate.py        the generator
+      README.md          for people
+      results/           recorded results, one JSON file for each dataset and protocol
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+
+from ddchallenge.datasets import DATASETS
+from ddchallenge.errors import RequestError, SubmissionError, UnknownNameError
+from ddchallenge.records import (
+    GenerationTask,
+    OptionValue,
+    SubmissionIdentity,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+__all__ = [
+    "DEFAULT_SUBMISSION",
+    "Generator",
+    "ListedSubmission",
+    "Submission",
+    "find_submission",
+    "list_submissions",
+    "read_submission",
+    "require_dataset",
+]
+
+DEFAULT_SUBMISSION: Final = "gaussian"
+ENTRY_POINT_GROUP: Final = "ddchallenge.submissions"
+CONFIG_NAME: Final = "submission.toml"
+MAX_CONFIG_BYTES: Final = 64 * 1024
+MAX_BATCH_SIZE: Final = 65_536
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """What an entry point must make when called without arguments.
+
+    It lives in a process of its own, under the clock from before that process exists.
+    """
+
+    def setup(self, task: GenerationTask) -> None:
+        """Load weights, fit, compile: whatever comes once, before the first batch."""
+
+    def generate(self, labels: NDArray[np.int64], seed: int) -> NDArray[np.uint8] | torch.Tensor:
+        """One image for each label: uint8 N×3×H×W pixels, H = W = the dataset's image size.
+
+        ``labels`` is int64 of shape N, values 0..classes-1. ``seed`` is 0..2^63-1. The same
+        labels and seed must give the same images: bundles are checked by generating batches again.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A validated ``submission.toml``.
+
+    ``images_per_class`` is how many images a class the entrant wants to hand in, None for as many
+    as the budget allows. ``ranked`` is false for reference lines.
+    """
+
+    folder: Path
+    name: str
+    authors: tuple[str, ...]
+    entry_point: str
+    datasets: tuple[str, ...]
+    needs_training_data: bool
+    augmentation: str
+    batch_size: int
+    images_per_class: int | None
+    contains_real_images: bool
+    ranked: bool
+    options: Mapping[str, OptionValue]
+
+    @property
+    def identity(self) -> SubmissionIdentity:
+        """Name and digest; the digest covers every file but results, caches and dot files."""
+        return SubmissionIdentity(name=self.name, digest=folder_digest(self.folder))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedSubmission:
+    """One line of ``ddchallenge submissions``: a submission, or why it cannot be used."""
+
+    name: str
+    folder: Path
+    submission: Submission | None
+    problem: str | None
+
+
+# ------------------------------------------------------------------------------ submission.toml
+
+
+class _Lines:
+    """Where each key of a TOML file stands, for messages that point at a line."""
+
+    _TABLE = re.compile(r"^\s*\[\s*([\w.-]+)\s*\]")
+    _KEY = re.compile(r"""^\s*["']?([\w-]+)["']?\s*=""")
+
+    def __init__(self, text: str) -> None:
+        self._at: dict[tuple[str, str], int] = {}
+        table = ""
+        for number, line in enumerate(text.splitlines(), start=1):
+            if match := self._TABLE.match(line):
+                table = match[1]
+                self._at.setdefault(("", table), number)
+            elif match := self._KEY.match(line):
+                self._at.setdefault((table, match[1]), number)
+
+    def of(self, key: str, table: str = "") -> int | None:
+        return self._at.get((table, key))
+
+
+_REQUIRED: Final = object()
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str) and value.strip() and len(value) <= 500:
+        return value
+    raise ValueError("a text")
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", value):
+        return value
+    raise ValueError("a name of small letters, digits, - and _, at most 64 characters")
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, list) and value and all(isinstance(v, str) and v for v in value):
+        return tuple(value)
+    raise ValueError('a list of texts such as ["A. Author", "B. Author"]')
+
+
+def _datasets(value: Any) -> tuple[str, ...]:
+    names = _texts(value) if isinstance(value, list) and value else ()
+    if not names or not set(names) <= set(DATASETS) or len(set(names)) != len(names):
+        raise ValueError(f"a list of different names out of {', '.join(DATASETS)}")
+    return names
+
+
+def _entry_point(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_]\w*:[A-Za-z_]\w*", value):
+        return value
+    raise ValueError('"module:Class", the module being a .py file beside submission.toml')
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError("true or false")
+
+
+def _count(most: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most:
+            return value
+        raise ValueError(f"a whole number from 1 to {most}")
+
+    return parse
+
+
+def _plan(value: Any) -> str:
+    from ddchallenge.augment import PLANS
+
+    if isinstance(value, str) and value in PLANS:
+        return value
+    raise ValueError(f"one of {', '.join(PLANS)}")
+
+
+def _options(value: Any) -> Mapping[str, OptionValue]:
+    if not isinstance(value, dict):
+        raise ValueError("a table")
+    options: dict[str, OptionValue] = {}
+    for key, item in value.items():
+        if isinstance(item, list) and all(isinstance(v, str | int | float | bool) for v in item):
+            options[key] = tuple(item)
+        elif isinstance(item, str | int | float | bool):
+            options[key] = item
+        else:
+            raise ValueError(f"a table of texts, numbers, flags and lists of them ({key} is not)")
+    return MappingProxyType(options)
+
+
+_SCHEMA: Final[Mapping[str, tuple[Callable[[Any], Any], Any]]] = {
+    "name": (_name, _REQUIRED),
+    "authors": (_texts, _REQUIRED),
+    "entry_point": (_entry_point, _REQUIRED),
+    "datasets": (_datasets, _REQUIRED),
+    "needs_training_data": (_flag, False),
+    "augmentation": (_plan, "none"),
+    "batch_size": (_count(MAX_BATCH_SIZE), 64),
+    "images_per_class": (_count(1_000_000), None),
+    "contains_real_images": (_flag, False),
+    "ranked": (_flag, True),
+    "options": (_options, MappingProxyType({})),
+}
+
+
+def read_submission(folder: Path) -> Submission:
+    """Read and validate ``folder/submission.toml``; nothing of the submission is executed.
+
+    Raises :class:`SubmissionError` that names the file and the line.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise SubmissionError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes.")
+        text = path.read_text(encoding="utf-8")
+        document = tomllib.loads(text)
+    except FileNotFoundError:
+        raise SubmissionError(
+            f"{folder} holds no {CONFIG_NAME}, so it is not a submission.\n"
+            "`ddchallenge new NAME` makes one to edit."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SubmissionError(f"{path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SubmissionError(f"{path}: not valid TOML: {error}") from None
+
+    lines = _Lines(text)
+
+    def problem(key: str, message: str) -> SubmissionError:
+        line = lines.of(key)
+        return SubmissionError(f"{path}{f', line {line}' if line else ''}: {message}")
+
+    for key in document:
+        if key not in _SCHEMA:
+            error = UnknownNameError("setting", key, _SCHEMA)
+            raise problem(key, str(error))
+    values: dict[str, Any] = {}
+    for key, (parse, default) in _SCHEMA.items():
+        if key not in document:
+            if default is _REQUIRED:
+                raise problem(key, f"the setting {key!r} is missing.")
+            values[key] = default
+            continue
+        try:
+            values[key] = parse(document[key])
+        except ValueError as error:
+            found = repr(document[key])
+            found = found if len(found) <= 80 else found[:77] + "..."
+            raise problem(key, f"{key} must be {error}, found {found}.") from None
+    module = values["entry_point"].partition(":")[0]
+    if not (folder / f"{module}.py").is_file():
+        raise problem("entry_point", f"there is no {module}.py beside {CONFIG_NAME}.")
+    return Submission(folder=folder.resolve(), **values)
+
+
+def folder_digest(folder: Path) -> str:
+    """Hex SHA-256 over the relative paths and contents of a submission's files, sorted by path.
+
+    ``results/``, ``__pycache__`` and names that begin with a dot do not count. Raises
+    :class:`SubmissionError` for a symbolic link: it could point outside the folder.
+    """
+    digest = hashlib.sha256(b"ddchallenge-submission-1\0")
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        parts = relative.parts
+        if parts[0] == "results" or any(p == "__pycache__" or p.startswith(".") for p in parts):
+            continue
+        if path.is_symlink():
+            raise SubmissionError(f"{path} is a symbolic link; a submission holds plain files.")
+        if path.is_file():
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").digest()
+            digest.update(relative.as_posix().encode() + b"\0" + content)
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------- finding
+
+
+def _roots() -> Iterator[Path]:
+    """The folders whose sub-folders are submissions, those of the working folder first."""
+    package = Path(__file__).resolve().parent
+    seen: set[Path] = set()
+    for root in (
+        Path.cwd() / "submissions",
+        Path.cwd() / "baselines",
+        package / "baselines",  # where the wheel carries them
+        package.parent / "baselines",  # where a checkout has them
+    ):
+        resolved = root.resolve()
+        if resolved not in seen and root.is_dir():
+            seen.add(resolved)
+            yield root
+
+
+def _installed() -> Iterator[tuple[str, Path]]:
+    """Submissions other packages registered: ``name = "package.with.submission_toml"``.
+
+    The folder is worked out from the import system's answer for the top-level package, so that
+    nothing of the package is executed here.
+    """
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        top, *rest = entry.value.partition(":")[0].split(".")
+        spec = find_spec(top)
+        for location in (spec.submodule_search_locations or ()) if spec else ():
+            folder = Path(location, *rest)
+            if (folder / CONFIG_NAME).is_file():
+                yield entry.name, folder
+                break
+
+
+def _candidates() -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for root in _roots():
+        for config in sorted(root.glob(f"*/{CONFIG_NAME}")):
+            found.setdefault(config.parent.name, []).append(config.parent)
+    for name, folder in _installed():
+        found.setdefault(name, []).append(folder)
+    return found
+
+
+def list_submissions() -> tuple[ListedSubmission, ...]:
+    """Every submission that can be named, sorted by name; broken ones with what is wrong."""
+    rows = []
+    for name, folders in sorted(_candidates().items()):
+        for folder in folders:
+            try:
+                submission, problem = _named(name, folder), None
+            except SubmissionError as error:
+                submission, problem = None, str(error)
+            rows.append(
+                ListedSubmission(name=name, folder=folder, submission=submission, problem=problem)
+            )
+    return tuple(rows)
+
+
+def _named(name: str, folder: Path) -> Submission:
+    submission = read_submission(folder)
+    if submission.name != name:
+        raise SubmissionError(
+            f"{folder / CONFIG_NAME}: name is {submission.name!r}, but it is found as {name!r}; "
+            "the two must be the same."
+        )
+    return submission
+
+
+def find_submission(reference: str) -> Submission:
+    """A submission by path or by name.
+
+    Raises :class:`UnknownNameError`, or :class:`SubmissionError` when it is broken or when two
+    folders have the same name.
+    """
+    path = Path(reference)
+    if path.is_dir() and (path / CONFIG_NAME).exists():
+        return read_submission(path)
+    if len(path.parts) > 1:
+        raise SubmissionError(f"{reference} is not a folder with a {CONFIG_NAME}.")
+    candidates = _candidates()
+    folders = candidates.get(reference)
+    if folders is None:
+        raise UnknownNameError("submission", reference, candidates)
+    if len(folders) > 1:
+        places = "\n".join(f"  {folder}" for folder in folders)
+        raise SubmissionError(
+            f"{len(folders)} submissions are called {reference!r}; give the path:\n{places}"
+        )
+    return _named(reference, folders[0])
+
+
+def require_dataset(submission: Submission, dataset: str) -> None:
+    """Raise :class:`RequestError` unless the submission is made for the dataset."""
+    if dataset not in submission.datasets:
+        raise RequestError(
+            f"{submission.name} is made for {', '.join(submission.datasets)}, not for {dataset}.\n"
+            "Choose another --submission or --dataset (see `ddchallenge submissions`)."
+        )

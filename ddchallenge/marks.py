@@ -1,0 +1,79 @@
+"""What is unusual about a result, in a few words each. Unofficial is said loudly.
+
+A mark stands on every table the result stands on. None means nothing to say.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ddchallenge.records import DatasetSpec, Manifest, ScoringProtocol
+from ddchallenge.rules import get_rules
+
+__all__ = ["is_official", "marks_of"]
+
+# Stated by the challenge; "digits" has no stated hardware.
+OFFICIAL_HARDWARE: Final = {"cifar100": "RTX 4090", "tinyimagenet": "RTX 4090"}
+
+
+def is_official(protocol: ScoringProtocol, epochs: int, seeds: tuple[int, ...]) -> bool:
+    """Whether a score follows the protocol in full."""
+    return epochs == protocol.epochs and seeds == protocol.seeds
+
+
+def marks_of(
+    manifest: Manifest,
+    spec: DatasetSpec,
+    protocol: ScoringProtocol,
+    epochs: int,
+    seeds: tuple[int, ...],
+) -> tuple[str, ...]:
+    """Every mark a score of this bundle carries."""
+    return (
+        *_scoring_marks(protocol, epochs, seeds),
+        *_sampling_marks(manifest, spec),
+        *_content_marks(manifest, spec),
+    )
+
+
+def _scoring_marks(
+    protocol: ScoringProtocol, epochs: int, seeds: tuple[int, ...]
+) -> tuple[str, ...]:
+    marks = []
+    if epochs != protocol.epochs:
+        marks.append(f"unofficial: {epochs} of {protocol.epochs} epochs")
+    if seeds != protocol.seeds:
+        marks.append(f"unofficial: seeds {','.join(map(str, seeds))}")
+    return tuple(marks)
+
+
+def _sampling_marks(manifest: Manifest, spec: DatasetSpec) -> tuple[str, ...]:
+    marks = []
+    log = manifest.sampling
+    if log is None:
+        if manifest.track == "generative":
+            marks.append("unofficial: imported, not sampled under a clock")
+        return tuple(marks)
+    budget = get_rules(manifest.track).budget_seconds
+    if budget is not None and log.budget_seconds != budget:
+        marks.append(f"unofficial: budget {log.budget_seconds:g} s of {budget:g} s")
+    hardware = OFFICIAL_HARDWARE.get(spec.name)
+    if hardware and hardware not in manifest.environment.hardware:
+        marks.append(f"not on an {hardware}")
+    if log.stop not in ("images", "deadline"):
+        marks.append(f"stopped early: {log.stop}")
+    if log.max_images is not None:
+        marks.append(f"at most {log.max_images} images")
+    return tuple(marks)
+
+
+def _content_marks(manifest: Manifest, spec: DatasetSpec) -> tuple[str, ...]:
+    marks = []
+    had = manifest.training_images_per_class
+    if had is not None and had < spec.training_images_per_class:
+        marks.append(f"{had} of {spec.training_images_per_class} training images a class")
+    if manifest.contains_real_images:
+        marks.append("real images")
+    if manifest.normalisation not in ("pixels", "official"):
+        marks.append(f"normalisation: {manifest.normalisation}")
+    return tuple(marks)

@@ -1,0 +1,150 @@
+"""Images on disk as they arrive, so that neither memory nor a crash loses them.
+
+One append-only file. Every entry is ``ENTRY`` (little endian) and its raw uint8 images: either the
+images of a batch, or the augmented copies of some of them. An entry counts once it is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ddchallenge.errors import OutputError, StorageError
+from ddchallenge.records import LabeledImages
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Spool"]
+
+# magic, copies (0: the images themselves), side, first, count, seed, received_seconds
+ENTRY: Final = struct.Struct("<4sIIQIqd")
+MAGIC: Final = b"DDS1"
+# Beside the bundle's own copy of the images: the contact sheet, the manifest, the log.
+RESERVED_BYTES: Final = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    offset: int  # of the images, in bytes
+    first: int
+    count: int
+    copies: int
+
+
+class Spool:
+    """Writes entries, and reads all of them back in the order a bundle has.
+
+    Raises :class:`OutputError` if ``path`` cannot be made.
+    """
+
+    def __init__(self, path: Path, image_size: int) -> None:
+        self.path = path
+        self._size = image_size
+        self._image_bytes = 3 * image_size * image_size
+        self._entries: list[_Entry] = []
+        self._end = 0
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror}.") from None
+
+    def append(
+        self,
+        images: memoryview | bytearray,
+        *,
+        first: int,
+        count: int,
+        copies: int = 0,
+        seed: int = 0,
+        received_seconds: float,
+    ) -> None:
+        """Add the sampled images ``first`` to ``first + count - 1``, or ``copies`` of each.
+
+        Raises :class:`StorageError` when the disk is full, or so full that a bundle of these
+        images would not fit beside the spool; all earlier entries stay whole.
+        """
+        full = f"the disk is full: {self.path.parent} has no room for more images"
+        after = self._end + ENTRY.size + len(images)
+        disk = os.fstatvfs(self._file)
+        if disk.f_bavail * disk.f_frsize < len(images) + after + RESERVED_BYTES:
+            raise StorageError(full)
+        header = ENTRY.pack(MAGIC, copies, self._size, first, count, seed, received_seconds)
+        try:
+            self._write(header)
+            self._write(images)
+        except OSError as error:
+            os.ftruncate(self._file, self._end)
+            os.lseek(self._file, self._end, os.SEEK_SET)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise StorageError(full) from None
+            raise StorageError(f"{self.path} cannot be written: {error.strerror}") from None
+        self._entries.append(_Entry(self._end + ENTRY.size, first, count, copies))
+        self._end = after
+
+    def _write(self, data: bytes | bytearray | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._file, view) :]
+
+    def read(self, first: int, count: int, entry: int) -> NDArray[np.uint8]:
+        """Some sampled images of entry number ``entry``: uint8 count×3×size×size."""
+        import numpy as np
+
+        where = self._entries[entry]
+        offset = where.offset + (first - where.first) * self._image_bytes
+        raw = os.pread(self._file, count * self._image_bytes, offset)
+        return np.frombuffer(raw, np.uint8).reshape(count, 3, self._size, self._size)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def assemble(self, num_classes: int) -> LabeledImages:
+        """Everything in the spool, class-major: by label, then by sampled image, then by copy.
+
+        Within a class a sampled image is followed by its copies (Su et al.'s order). Images are
+        uint8 N×3×size×size in memory once; labels int64 N.
+        """
+        import numpy as np
+
+        numbers, copy_of = [], []
+        for entry in self._entries:
+            run = np.arange(entry.first, entry.first + entry.count, dtype=np.int64)
+            numbers.append(np.repeat(run, max(entry.copies, 1)))
+            copy = np.tile(np.arange(1, entry.copies + 1), entry.count)
+            copy_of.append(copy if entry.copies else np.zeros(entry.count, dtype=np.int64))
+        number = np.concatenate(numbers) if numbers else np.empty(0, np.int64)
+        copy_number = np.concatenate(copy_of) if copy_of else np.empty(0, np.int64)
+        labels = number % num_classes
+        order = np.lexsort((copy_number, number, labels))
+        place = np.empty(len(order), dtype=np.int64)
+        place[order] = np.arange(len(order))
+
+        images = np.empty((len(order), 3, self._size, self._size), dtype=np.uint8)
+        done = 0
+        for entry in self._entries:
+            total = entry.count * max(entry.copies, 1)
+            for start in range(0, total, 4096):
+                some = min(4096, total - start)
+                raw = os.pread(
+                    self._file,
+                    some * self._image_bytes,
+                    entry.offset + start * self._image_bytes,
+                )
+                block = np.frombuffer(raw, np.uint8).reshape(some, 3, self._size, self._size)
+                images[place[done + start : done + start + some]] = block
+            done += total
+        return LabeledImages(images, labels[order])
+
+    def close(self) -> None:
+        """Close the file and leave it where it is."""
+        os.close(self._file)
+
+    def delete(self) -> None:
+        """Remove the file, once its images are safe elsewhere."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,567 @@
+"""The race: one clock, one worker, and every image that arrives whole before the deadline.
+
+The clock is monotonic and ours alone: it starts just before the worker process does and never
+pauses. The harness drives: it asks for batches, keeps two requests in flight so that the device
+never waits, and fits the last ones to the time that is left.
+"""
+
+from __future__ import annotations
+
+import selectors
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ddchallenge.augment import AugmentationPool, get_plan
+from ddchallenge.errors import OutputError, SamplingError, StorageError
+from ddchallenge.generator import Submission
+from ddchallenge.records import (
+    BatchRecord,
+    DatasetSpec,
+    GenerationTask,
+    LabeledImages,
+    PhaseSeconds,
+    Rules,
+    SamplingLog,
+    SamplingStatus,
+    StopReason,
+)
+from ddchallenge.sampling.output_log import OutputLog
+from ddchallenge.sampling.process import WorkerProcess
+from ddchallenge.sampling.schedule import batch_seed, fitted_batch
+from ddchallenge.sampling.spool import Spool
+from ddchallenge.sampling.wire import (
+    MAX_TEXT_BYTES,
+    Frame,
+    FrameReader,
+    Header,
+    Kind,
+    WireError,
+    pack_request,
+    write_frame,
+)
+from ddchallenge.sampling.worker import task_payload
+
+if TYPE_CHECKING:
+    from ddchallenge.augment import AugmentationPlan
+
+__all__ = ["Sampled", "SamplingOrder", "sample"]
+
+IN_FLIGHT: Final = 2
+TICK_SECONDS: Final = 0.1
+RATE_BATCHES: Final = 8
+# Images handed to the augmentation pool at a time, and how many such pieces may wait there.
+AUGMENTATION_CHUNK: Final = 32
+AUGMENTATION_WAITING: Final = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOrder:
+    """What to run: a submission on a dataset for ``budget_seconds``.
+
+    ``max_images`` bounds the bundle, copies included; None leaves that to the submission.
+    ``training_data`` is the folder of decoded training images or None. ``augmentation`` is the
+    name of a plan.
+    """
+
+    submission: Submission
+    dataset: DatasetSpec
+    rules: Rules
+    budget_seconds: float
+    device: str
+    run_seed: int
+    max_images: int | None
+    augmentation: str
+    training_data: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a run brought: the images, class-major, the log, and the spool they still lie in."""
+
+    data: LabeledImages
+    log: SamplingLog
+    spool: Spool
+
+
+@dataclass(slots=True)
+class _Request:
+    index: int
+    first: int
+    count: int
+    seed: int
+    sent: float
+
+
+def sample(
+    order: SamplingOrder,
+    folder: Path,
+    on_status: Callable[[SamplingStatus], None] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Sampled:
+    """Run a submission under its budget; ``folder`` gets ``worker.log`` and the spool.
+
+    Returns within two seconds of the deadline whatever the submission does, with every image that
+    was received before it. The caller deletes the spool once the images are safe.
+
+    Raises :class:`OutputError` if ``folder`` cannot be written and :class:`SamplingError` if not
+    one image came.
+    """
+    return _Race(order, folder, on_status or (lambda _: None), clock).run()
+
+
+class _Race:
+    def __init__(
+        self,
+        order: SamplingOrder,
+        folder: Path,
+        on_status: Callable[[SamplingStatus], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.order = order
+        self.folder = folder
+        self.on_status = on_status
+        self.clock = clock
+        self.plan: AugmentationPlan = get_plan(order.augmentation)
+        self.limit = self._bundle_limit()
+        self.images_wanted = (
+            None if self.limit is None else max(1, self.limit // (1 + self.plan.copies))
+        )
+        self.batch_size = order.submission.batch_size
+
+        self.worker: WorkerProcess | None = None
+        self.pool: AugmentationPool | None = None
+        self.requests: deque[_Request] = deque()
+        self.batches: list[BatchRecord] = []
+        self.arrivals: deque[tuple[float, int]] = deque(maxlen=RATE_BATCHES)
+        self.next_index = 0
+        self.next_first = 0
+        self.images_sampled = 0
+        self.images_late = 0
+        self.backlog: deque[tuple[int, int, int]] = deque()  # first, count, spool entry
+        self.waiting = 0  # chunks handed to the pool
+        self.augmented: dict[int, int] = {}  # first image of a finished chunk -> its length
+        self.images_augmented = 0
+        self.augmentation_worker_seconds = 0.0
+        self.state = "start_up"
+        self.phases = dict.fromkeys(PhaseSeconds.__dataclass_fields__, 0.0)
+        self.ended: tuple[StopReason, str] | None = None
+
+    def _bundle_limit(self) -> int | None:
+        """The most images the bundle may hold: what the user said, else what the entrant wants."""
+        if self.order.max_images is not None:
+            return self.order.max_images
+        per_class = self.order.submission.images_per_class
+        return None if per_class is None else per_class * self.order.dataset.num_classes
+
+    # ------------------------------------------------------------------------------ the main line
+
+    def run(self) -> Sampled:
+        working_dir = self.folder / "work"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            working_dir.mkdir()
+        except OSError as error:
+            raise OutputError(f"{self.folder} cannot be written: {error.strerror}.") from None
+        log = OutputLog(self.folder / "worker.log")
+        spool = Spool(self.folder / "spool.bin", self.order.dataset.image_size)
+        try:
+            self._race(working_dir, log, spool)
+            if not self.batches:
+                raise SamplingError(self._nothing_came(log))
+            data = spool.assemble(self.order.dataset.num_classes)
+        except BaseException:
+            spool.close()
+            if not self.batches:
+                spool.delete()
+            raise
+        finally:
+            log.close()
+            shutil.rmtree(working_dir, ignore_errors=True)
+        return Sampled(data, self._log(), spool)
+
+    def _race(self, working_dir: Path, log: OutputLog, spool: Spool) -> None:
+        task = GenerationTask(
+            dataset=self.order.dataset,
+            device=self.order.device,
+            run_seed=self.order.run_seed,
+            training_data=self.order.training_data,
+            working_dir=working_dir,
+            options=self.order.submission.options,
+        )
+        submission = self.order.submission
+        opening = task_payload(task, submission.folder, submission.entry_point)
+        self.started = self.now = self.clock()
+        self.deadline = self.started + self.order.budget_seconds
+        self.worker = WorkerProcess(working_dir, spare=self._pool_pids)
+        if self.plan.copies:
+            self.pool = AugmentationPool(self.plan, self.order.run_seed)
+        reader = FrameReader(self.worker.frames, self._admit)
+        try:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self.worker.frames, selectors.EVENT_READ)
+                selector.register(self.worker.output, selectors.EVENT_READ)
+                if self.pool is not None:
+                    selector.register(self.pool, selectors.EVENT_READ)
+                try:
+                    self._send(Header(kind=Kind.TASK, payload_bytes=len(opening)), opening)
+                    self._loop(selector, reader, log, spool)
+                except KeyboardInterrupt:
+                    self.ended = ("interrupted", "")
+        finally:
+            self._tick("stopping")
+            self._stop(reader, log)
+
+    def _loop(
+        self,
+        selector: selectors.BaseSelector,
+        reader: FrameReader,
+        log: OutputLog,
+        spool: Spool,
+    ) -> None:
+        assert self.worker is not None  # noqa: S101 - set by our only caller
+        worker = self.worker
+        while True:
+            self._tick()
+            self._collect_copies(spool)
+            self._hand_out_copies(spool)
+            self._ask()
+            self._report()
+            if self._finished():
+                return
+            timeout = min(TICK_SECONDS, max(0.0, self.deadline - self.now))
+            for key, _ in selector.select(timeout):
+                if key.fd == worker.output:
+                    if log.drain(key.fd) is None:
+                        selector.unregister(key.fd)
+                elif key.fd == worker.frames and not self._receive(reader, log, spool):
+                    # Nothing more will come: stop what is left of the run, keep what it gave.
+                    selector.unregister(worker.frames)
+                    self.requests.clear()
+                    worker.stop(lambda: None)
+
+    def _finished(self) -> bool:
+        if self.now >= self.deadline:
+            if self.ended is None:
+                self.ended = ("deadline", self._unfinished())
+            return True
+        if self.ended is not None and self.ended[0] == "disk-full":
+            return True
+        if self.ended is None and self._all_sampled():
+            self.ended = ("images", "")
+        copying = self.pool is not None and (self.waiting or self.backlog)
+        return self.ended is not None and not copying
+
+    def _all_sampled(self) -> bool:
+        return self.images_wanted is not None and self.images_sampled >= self.images_wanted
+
+    def _unfinished(self) -> str:
+        if self.state == "start_up":
+            return "the worker had not started"
+        if self.state == "load":
+            return "setup had not returned"
+        return ""
+
+    # ------------------------------------------------------------------------------------ the clock
+
+    def _tick(self, state: str | None = None) -> None:
+        """Read the clock, book the time since the last reading, and enter ``state``."""
+        now = self.clock()
+        self.phases[self._phase()] += now - self.now
+        self.now = now
+        if state is not None:
+            self.state = state
+
+    def _phase(self) -> str:
+        if self.state != "sampling":
+            return self.state
+        if self.requests:
+            return "sampling"
+        return "augmentation" if self.waiting or self.backlog else "idle"
+
+    def _rate(self) -> float | None:
+        """Images a second over the last batches; None before one has arrived."""
+        if len(self.arrivals) < 2:
+            return None
+        images = sum(count for _, count in list(self.arrivals)[1:])
+        return images / max(self.arrivals[-1][0] - self.arrivals[0][0], 1e-9)
+
+    # ------------------------------------------------------------------------------------- requests
+
+    def _send(self, header: Header, payload: bytes) -> None:
+        assert self.worker is not None  # noqa: S101 - set by our only caller
+        try:
+            write_frame(self.worker.requests, header, payload)
+        except BrokenPipeError:
+            pass  # the worker's end is seen on the frame pipe
+
+    def _ask(self) -> None:
+        while self.state == "sampling" and self.ended is None and len(self.requests) < IN_FLIGHT:
+            queued = sum(request.count for request in self.requests)
+            count = fitted_batch(
+                self.batch_size,
+                seconds_left=self.deadline - self.now,
+                queued=queued,
+                images_per_second=self._rate(),
+            )
+            if self.images_wanted is not None:
+                count = min(count, self.images_wanted - self.next_first)
+            if count <= 0:
+                return
+            seed = batch_seed(self.order.run_seed, self.next_index)
+            request = _Request(self.next_index, self.next_first, count, seed, self.now)
+            self._tick()
+            self._send(*pack_request(request.index, request.first, count, seed))
+            self.requests.append(request)
+            self.next_index += 1
+            self.next_first += count
+
+    # --------------------------------------------------------------------------------------- frames
+
+    def _admit(self, header: Header) -> None:
+        """Refuse every frame that is not the one that must come now, before taking memory."""
+        if header.kind in (Kind.FAILED, Kind.VIOLATION) and header.payload_bytes <= MAX_TEXT_BYTES:
+            return
+        expected: Header | None = None
+        if self.state == "start_up":
+            expected = Header(kind=Kind.HELLO)
+        elif self.state == "load":
+            expected = Header(kind=Kind.READY)
+        elif self.requests:
+            size = self.order.dataset.image_size
+            request = self.requests[0]
+            expected = Header(
+                kind=Kind.IMAGES,
+                channels=3,
+                index=request.index,
+                count=request.count,
+                height=size,
+                width=size,
+                payload_bytes=request.count * 3 * size * size,
+            )
+        if header != expected:
+            wanted = _say(expected) if expected else "no frame"
+            raise WireError(f"expected {wanted}, found {_say(header)}")
+
+    def _receive(self, reader: FrameReader, log: OutputLog, spool: Spool) -> bool:
+        """Take the frames that are whole; False when no more will come."""
+        try:
+            while (frame := reader.poll()) is not None:
+                self._tick()
+                if self.now >= self.deadline:
+                    self._count_late(frame)
+                    return True  # the loop sees the deadline
+                self._take(frame, spool)
+                if self.ended is not None:
+                    return False
+                self._ask()
+        except WireError as error:
+            self.ended = ("refused", f"the worker broke the frame protocol: {error}")
+            return False
+        except StorageError as error:
+            self.ended = ("disk-full", str(error))
+            return False
+        if reader.closed:
+            assert self.worker is not None  # noqa: S101 - set by our only caller
+            log.drain_rest(self.worker.output)
+            last = log.last_line()
+            detail = f"the worker {self.worker.ending()}" + (f"; it last said: {last}" * bool(last))
+            self.ended = ("crashed", detail)
+            return False
+        return True
+
+    def _take(self, frame: Frame, spool: Spool) -> None:
+        kind = frame.header.kind
+        if kind in (Kind.FAILED, Kind.VIOLATION):
+            text = frame.payload.decode("utf-8", "replace")
+            self.ended = ("crashed" if kind is Kind.FAILED else "refused", text)
+        elif kind is Kind.HELLO:
+            self.state = "load"
+        elif kind is Kind.READY:
+            self.state = "sampling"
+            self.arrivals.append((self.now, 0))
+        else:
+            request = self.requests[0]
+            received = self.now - self.started
+            spool.append(
+                frame.payload,
+                first=request.first,
+                count=request.count,
+                seed=request.seed,
+                received_seconds=received,
+            )
+            self.requests.popleft()
+            self.arrivals.append((self.now, request.count))
+            self.images_sampled += request.count
+            self.batches.append(
+                BatchRecord(
+                    index=request.index,
+                    seed=request.seed,
+                    first=request.first,
+                    count=request.count,
+                    received_seconds=received,
+                )
+            )
+            if self.pool is not None:
+                entry = len(spool) - 1
+                self.backlog.append((request.first, request.count, entry))
+
+    def _count_late(self, frame: Frame) -> None:
+        if frame.header.kind is Kind.IMAGES:
+            self.images_late += frame.header.count
+            self.requests.popleft()
+
+    # --------------------------------------------------------------------------------- augmentation
+
+    def _pool_pids(self) -> tuple[int, ...]:
+        return self.pool.pids() if self.pool is not None else ()
+
+    def _hand_out_copies(self, spool: Spool) -> None:
+        while self.pool is not None and self.backlog and self.waiting < AUGMENTATION_WAITING:
+            first, count, entry = self.backlog.popleft()
+            some = min(count, AUGMENTATION_CHUNK)
+            self.pool.submit(first, spool.read(first, some, entry))
+            self.waiting += 1
+            if count > some:
+                self.backlog.appendleft((first + some, count - some, entry))
+
+    def _collect_copies(self, spool: Spool) -> None:
+        if self.pool is None:
+            return
+        if self.pool.failure is not None and self.ended is None:
+            self.ended = ("crashed", self.pool.failure)
+            self.backlog.clear()
+            self.waiting = 0
+        for chunk in self.pool.completed():
+            self.waiting -= 1
+            self.augmentation_worker_seconds += chunk.seconds
+            if chunk.done_at >= self.deadline:
+                continue
+            copies = chunk.images
+            try:
+                spool.append(
+                    copies.data.cast("B"),
+                    first=chunk.first,
+                    count=len(copies),
+                    copies=self.plan.copies,
+                    received_seconds=chunk.done_at - self.started,
+                )
+            except StorageError as error:
+                self.ended = ("disk-full", str(error))
+                return
+            self.augmented[chunk.first] = len(copies)
+            self.images_augmented += len(copies) * self.plan.copies
+
+    # ------------------------------------------------------------------------------------- stopping
+
+    def _stop(self, reader: FrameReader, log: OutputLog) -> None:
+        """Stop everything, prove it, and count what came too late meanwhile."""
+        worker = self.worker
+        if worker is None:
+            return
+
+        def drain() -> None:
+            log.drain(worker.output)
+            if self.ended is None or self.ended[0] in ("deadline", "interrupted"):
+                try:
+                    while (frame := reader.poll()) is not None:
+                        self._count_late(frame)
+                except WireError:
+                    pass  # a cut frame is what stopping makes of it
+
+        try:
+            worker.stop(drain)
+            log.drain_rest(worker.output)
+        finally:
+            if self.pool is not None:
+                self.pool.stop()
+            worker.close()
+            self._tick()
+            self.on_status(self._status("stopped"))
+
+    def _nothing_came(self, log: OutputLog) -> str:
+        reason, detail = self.ended or ("crashed", "")
+        seconds = self.now - self.started
+        last = log.last_line()
+        said = f"\nIt last said: {last}" if last and last not in detail else ""
+        return (
+            f"{self.order.submission.name} handed over no image ({reason} after {seconds:.1f} s"
+            f"{': ' + detail if detail else ''}).{said}\n"
+            f"Its whole output is in {self.folder / 'worker.log'}"
+        )
+
+    def _log(self) -> SamplingLog:
+        reason, detail = self.ended or ("crashed", "")
+        return SamplingLog(
+            rules_id=self.order.rules.id,
+            budget_seconds=self.order.budget_seconds,
+            elapsed_seconds=self.now - self.started,
+            stop=reason,
+            stop_detail=detail,
+            run_seed=self.order.run_seed,
+            device=self.order.device,
+            max_images=self.order.max_images,
+            augmentation=self.plan.name,
+            images_sampled=self.images_sampled,
+            images_augmented=self.images_augmented,
+            late_images=self.images_late,
+            seconds=PhaseSeconds(**self.phases),
+            augmentation_worker_seconds=self.augmentation_worker_seconds,
+            augmented_ranges=_merged(self.augmented),
+            batches=tuple(self.batches),
+        )
+
+    # -------------------------------------------------------------------------------------- display
+
+    def _report(self) -> None:
+        self.on_status(self._status(self._activity()))
+
+    def _activity(self) -> str:
+        phase = self._phase()
+        if phase == "sampling" and self.images_sampled == 0:
+            return "waiting for the first batch"
+        return {
+            "start_up": "starting the worker",
+            "load": "imports and setup",
+            "sampling": "sampling",
+            "augmentation": "augmenting",
+            "idle": "waiting for the deadline",
+            "stopping": "stopping",
+        }[phase]
+
+    def _status(self, activity: str) -> SamplingStatus:
+        return SamplingStatus(
+            activity=activity,
+            elapsed_seconds=self.now - self.started,
+            budget_seconds=self.order.budget_seconds,
+            images_sampled=self.images_sampled,
+            images_augmented=self.images_augmented,
+            images_wanted=self.limit,
+            images_per_second=self._rate() or 0.0,
+            num_classes=self.order.dataset.num_classes,
+        )
+
+
+def _merged(chunks: dict[int, int]) -> tuple[tuple[int, int], ...]:
+    """``{first: length}`` as sorted ``(first, end)`` ranges, neighbours joined."""
+    ranges: list[tuple[int, int]] = []
+    for first, length in sorted(chunks.items()):
+        if ranges and ranges[-1][1] == first:
+            ranges[-1] = (ranges[-1][0], first + length)
+        else:
+            ranges.append((first, first + length))
+    return tuple(ranges)
+
+
+def _say(header: Header) -> str:
+    text = f"a {header.kind.name} frame"
+    if header.kind is Kind.IMAGES:
+        text += (
+            f" with batch {header.index}: {header.count}×{header.channels}×"
+            f"{header.height}×{header.width}"
+        )
+    return f"{text} of {header.payload_bytes} bytes"

@@ -1,0 +1,181 @@
+"""The child's side: load the submission's generator and answer requests until the pipe closes.
+
+Runs as ``python -m ddchallenge.sampling.worker`` with requests on stdin, frames on stdout and
+everything the submission prints on stderr. It checks what the generator returns so that an author
+reads a helpful message; the supervisor checks again, since a submission can replace this code.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from ddchallenge.generator import Generator
+from ddchallenge.records import GenerationTask
+from ddchallenge.sampling.process import die_with_parent
+from ddchallenge.sampling.schedule import round_robin
+from ddchallenge.sampling.wire import (
+    Frame,
+    Header,
+    Kind,
+    read_frame,
+    unpack_request,
+    write_frame,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["checked_images", "load_generator", "task_payload"]
+
+
+class ContractError(Exception):
+    """The generator broke its contract; the text is for its author."""
+
+
+def task_payload(task: GenerationTask, folder: Path, entry_point: str) -> bytes:
+    """The TASK frame's payload: what :func:`main` needs to load and set up a generator."""
+    training_data = task.training_data
+    return json.dumps(
+        {
+            "dataset": task.dataset.name,
+            "device": task.device,
+            "run_seed": task.run_seed,
+            "training_data": str(training_data.resolve()) if training_data else None,
+            "working_dir": str(task.working_dir.resolve()),
+            "options": dict(task.options),
+            "folder": str(folder.resolve()),
+            "entry_point": entry_point,
+        }
+    ).encode()
+
+
+def _task(document: dict[str, Any]) -> GenerationTask:
+    from ddchallenge.datasets import get_dataset
+
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in document["options"].items()}
+    training_data = document["training_data"]
+    return GenerationTask(
+        dataset=get_dataset(document["dataset"]),
+        device=document["device"],
+        run_seed=document["run_seed"],
+        training_data=Path(training_data) if training_data else None,
+        working_dir=Path(document["working_dir"]),
+        options=MappingProxyType(options),
+    )
+
+
+def load_generator(folder: Path, entry_point: str) -> Generator:
+    """Import ``module:Class`` from a submission's folder and make one.
+
+    Raises :class:`ContractError` where that is not a generator.
+    """
+    module_name, _, attribute = entry_point.partition(":")
+    sys.path.insert(0, str(folder))
+    spec = importlib.util.spec_from_file_location(module_name, folder / f"{module_name}.py")
+    if spec is None or spec.loader is None:
+        raise ContractError(f"{folder / module_name}.py cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    spec.loader.exec_module(module)
+    factory = getattr(module, attribute, None)
+    if factory is None:
+        raise ContractError(f"{module_name}.py defines no {attribute}")
+    generator = factory()
+    if not isinstance(generator, Generator):
+        raise ContractError(f"{attribute} needs the methods setup(task) and generate(labels, seed)")
+    return generator
+
+
+def checked_images(images: Any, count: int, image_size: int) -> NDArray[np.uint8]:
+    """What a generator returned, as contiguous uint8 count×3×size×size.
+
+    NumPy arrays and torch tensors on any device are accepted. Raises :class:`ContractError`.
+    """
+    import numpy as np
+
+    if hasattr(images, "detach") and hasattr(images, "cpu"):  # a tensor, without importing torch
+        images = images.detach().cpu().numpy()
+    if not isinstance(images, np.ndarray):
+        raise ContractError(
+            f"generate must return a NumPy array or a torch tensor, found {type(images).__name__}"
+        )
+    if images.dtype != np.uint8:
+        raise ContractError(
+            f"generate must return uint8 pixels 0..255, found {images.dtype}; "
+            "for floats in 0..1 return (images * 255).round().clip(0, 255) as uint8"
+        )
+    expected = (count, 3, image_size, image_size)
+    if images.shape != expected:
+        raise ContractError(f"generate must return shape {expected}, found {images.shape}")
+    return np.ascontiguousarray(images)
+
+
+def _answer(generator: Generator, task: GenerationTask, frame: Frame, frames: int) -> None:
+    first, seed = unpack_request(frame)
+    count = frame.header.count
+    labels = round_robin(first, count, task.dataset.num_classes)
+    size = task.dataset.image_size
+    images = checked_images(generator.generate(labels, seed), count, size)
+    header = Header(
+        kind=Kind.IMAGES,
+        channels=3,
+        index=frame.header.index,
+        count=count,
+        height=size,
+        width=size,
+        payload_bytes=images.nbytes,
+    )
+    write_frame(frames, header, images.data.cast("B"))
+
+
+def _serve(requests: int, frames: int) -> None:
+    write_frame(frames, Header(kind=Kind.HELLO))
+    opening = read_frame(requests)
+    if opening is None:
+        return
+    document = json.loads(bytes(opening.payload))
+    task = _task(document)
+    generator = load_generator(Path(document["folder"]), document["entry_point"])
+    generator.setup(task)
+    write_frame(frames, Header(kind=Kind.READY))
+    while (frame := read_frame(requests)) is not None:
+        _answer(generator, task, frame, frames)
+
+
+def _give_up(frames: int, kind: Kind, text: str) -> int:
+    payload = text.encode("utf-8", "replace")[:4096]
+    write_frame(frames, Header(kind=kind, payload_bytes=len(payload)), payload)
+    return 1
+
+
+def main() -> int:
+    """Serve until the request pipe closes; 1 after a failure that was reported as a frame."""
+    die_with_parent()
+    # The pipes move to descriptors no print can reach; stdout becomes the log, stdin is empty.
+    requests, frames = os.dup(0), os.dup(1)
+    os.dup2(2, 1)
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+    try:
+        _serve(requests, frames)
+    except BrokenPipeError:
+        return 1  # the supervisor is gone or has stopped listening
+    except ContractError as error:
+        return _give_up(frames, Kind.VIOLATION, str(error))
+    except Exception as error:
+        traceback.print_exc()
+        return _give_up(frames, Kind.FAILED, f"{type(error).__name__}: {error}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,398 @@
+"""The clock, the frames and the stopping, against submissions that behave and that do not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from ddchallenge.augment import augment, get_plan, image_seed
+from ddchallenge.datasets import get_dataset
+from ddchallenge.errors import SamplingError
+from ddchallenge.records import SamplingStatus
+from ddchallenge.rules import get_rules
+from ddchallenge.sampling.schedule import batch_seed, round_robin
+from ddchallenge.sampling.supervisor import Sampled, SamplingOrder, sample
+
+SPEC = get_dataset("digits")
+
+# Every image holds its label and its batch's seed, so that a test can tell where it came from.
+HONEST = """
+import numpy as np
+
+class G:
+    def setup(self, task):
+        pass
+
+    def generate(self, labels, seed):
+        images = np.zeros((len(labels), 3, 8, 8), np.uint8)
+        images[:, 0] = labels[:, None, None]
+        images[:, 1] = seed % 251
+        return images
+"""
+
+
+def race(submission, folder: Path, budget: float = 20.0, **changes) -> Sampled:
+    values = {
+        "submission": submission,
+        "dataset": SPEC,
+        "rules": get_rules("generative"),
+        "budget_seconds": budget,
+        "device": "cpu",
+        "run_seed": 5,
+        "max_images": None,
+        "augmentation": "none",
+        "training_data": None,
+    } | changes
+    on_status = values.pop("on_status", None)
+    sampled = sample(SamplingOrder(**values), folder, on_status)
+    sampled.spool.close()
+    return sampled
+
+
+def test_every_image_arrives_with_its_label_and_seed(make_submission, tmp_path):
+    """The labels are round robin, the seeds those of the run, and the bundle is class-major."""
+    sampled = race(make_submission(HONEST), tmp_path / "out", max_images=47)
+    log, data = sampled.log, sampled.data
+    assert (log.stop, log.images_sampled, len(data)) == ("images", 47, 47)
+    assert [(b.first, b.count) for b in log.batches] == [(0, 16), (16, 16), (32, 15)]
+    assert [b.seed for b in log.batches] == [batch_seed(5, index) for index in range(3)]
+    assert (np.diff(data.labels) >= 0).all()
+    assert (data.images[:, 0, 0, 0] == data.labels).all()
+    expected = Counter(
+        (int(label), batch.seed % 251)
+        for batch in log.batches
+        for label in round_robin(batch.first, batch.count, 10)
+    )
+    found = Counter(zip(data.labels.tolist(), data.images[:, 1, 0, 0].tolist(), strict=True))
+    assert found == expected
+    assert data.images_per_class(10) == (4, 5)
+
+
+def test_a_run_cut_by_the_deadline_is_balanced(make_submission, tmp_path):
+    """Wherever the deadline falls, no class has over one image more than another."""
+    slow = HONEST.replace("images =", "import time; time.sleep(0.05); images =")
+    sampled = race(make_submission(slow, batch_size="7"), tmp_path / "out", budget=2.5)
+    assert sampled.log.stop == "deadline"
+    assert sampled.log.images_sampled > 50
+    least, most = sampled.data.images_per_class(10)
+    assert most - least <= 1
+    assert sampled.log.elapsed_seconds < 2.5 + 2
+
+
+def test_phases_add_up_to_the_elapsed_time(make_submission, tmp_path):
+    """Start-up, load, sampling, augmentation, idle and stopping leave no second out."""
+    code = HONEST.replace("pass", "import time; time.sleep(0.4)").replace(
+        "images = np", "import time; time.sleep(0.1); images = np"
+    )
+    log = race(make_submission(code), tmp_path / "out", max_images=80).log
+    seconds = log.seconds
+    total = sum(getattr(seconds, name) for name in seconds.__dataclass_fields__)
+    assert total == pytest.approx(log.elapsed_seconds, abs=1e-6)
+    assert seconds.load >= 0.4
+    assert seconds.sampling >= 0.5
+    assert seconds.start_up > 0.01
+
+
+def test_two_requests_are_kept_in_flight(make_submission, tmp_path):
+    """The worker finds the next request on its pipe the moment it has answered one."""
+    code = """
+    import numpy as np, select, sys, os, time
+    class G:
+        def setup(self, task): pass
+        def generate(self, labels, seed):
+            time.sleep(0.05)
+            # Descriptor 3 and up: the request pipe the worker moved out of our way.
+            waiting = any(select.select([fd], [], [], 0)[0] for fd in (3, 4) if readable(fd))
+            return np.full((len(labels), 3, 8, 8), 200 if waiting else 0, np.uint8)
+    def readable(fd):
+        try:
+            import fcntl
+            return fcntl.fcntl(fd, fcntl.F_GETFL) & 3 == os.O_RDONLY
+        except OSError:
+            return False
+    """
+    sampled = race(make_submission(code), tmp_path / "out", max_images=160)
+    values = sampled.data.images[:, 0, 0, 0]
+    # All but the last batch, which has no successor.
+    assert np.count_nonzero(values == 200) == 144
+
+
+def test_copies_are_made_in_the_budget_and_follow_their_image(make_submission, tmp_path):
+    """pda5 gives one original and four copies, each what the plain function makes of it."""
+    sampled = race(
+        make_submission(HONEST), tmp_path / "out", max_images=100, augmentation="pda5"
+    )
+    log, data = sampled.log, sampled.data
+    assert (log.images_sampled, log.images_augmented, len(data)) == (20, 80, 100)
+    assert log.augmented_ranges == ((0, 20),)
+    plan = get_plan("pda5")
+    for place, number in ((0, 0), (5, 10), (50, 5)):  # class 0 twice, class 5 first
+        original = data.images[place][None]
+        copies = augment(plan, original, [image_seed(5, number)])[0]
+        assert (data.images[place + 1 : place + 5] == copies).all()
+
+
+IGNORES_EVERYTHING = """
+import os, signal, time
+import numpy as np
+
+class G:
+    def setup(self, task):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.calls = 0
+
+    def generate(self, labels, seed):
+        self.calls += 1
+        if self.calls > 2:
+            time.sleep(600)
+        return np.zeros((len(labels), 3, 8, 8), np.uint8)
+"""
+
+
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def test_a_hanging_generator_that_ignores_sigterm_is_stopped(make_submission, tmp_path):
+    """It was there, it is gone within two seconds of the deadline, and its images are kept."""
+    before = children()
+    seen: set[int] = set()
+
+    def watch(status: SamplingStatus) -> None:
+        seen.update(children() - before)
+
+    started = time.monotonic()
+    sampled = race(make_submission(IGNORES_EVERYTHING), tmp_path / "out", 2.0, on_status=watch)
+    assert time.monotonic() - started < 2.0 + 2.0
+    assert sampled.log.stop == "deadline"
+    assert sampled.log.images_sampled == 32
+    assert seen
+    assert not {pid for pid in seen if psutil.pid_exists(pid)}
+
+
+def test_processes_that_slip_out_of_the_group_are_found(make_submission, tmp_path):
+    """A double fork into a new session does not outlive the run."""
+    code = """
+    import os, signal, time
+    import numpy as np
+    class G:
+        def setup(self, task):
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                    with open(task.options["pid_file"], "w") as file:
+                        file.write(str(os.getpid()))
+                    time.sleep(600)
+                os._exit(0)
+        def generate(self, labels, seed):
+            time.sleep(0.3)
+            return np.zeros((len(labels), 3, 8, 8), np.uint8)
+    """
+    pid_file = tmp_path / "pid"
+    alive_while_running = []
+
+    def watch(status: SamplingStatus) -> None:
+        if pid_file.exists() and (text := pid_file.read_text()):
+            alive_while_running.append(psutil.pid_exists(int(text)))
+
+    submission = make_submission(code, options=f'pid_file = "{pid_file}"')
+    race(submission, tmp_path / "out", budget=2.0, on_status=watch)
+    assert any(alive_while_running)
+    assert not psutil.pid_exists(int(pid_file.read_text()))
+
+
+def test_a_crash_keeps_what_came_before(make_submission, tmp_path):
+    """The reason is the exception, the images of the batches before it stay."""
+    code = HONEST.replace(
+        "images[:, 0]", "if labels[0] == 2: raise RuntimeError('out of ideas')\n        images[:, 0]"
+    )
+    sampled = race(make_submission(code), tmp_path / "out")
+    log = sampled.log
+    assert (log.stop, log.stop_detail) == ("crashed", "RuntimeError: out of ideas")
+    assert log.images_sampled == 32
+    assert "Traceback" in (tmp_path / "out" / "worker.log").read_text()
+
+
+def test_a_killed_worker_is_told_from_a_finished_one(make_submission, tmp_path):
+    """SIGKILL from outside, an out-of-memory kill for instance, is named."""
+    code = HONEST.replace(
+        "images[:, 0]", "if labels[0] == 2:\n            import os; os.kill(os.getpid(), 9)\n        images[:, 0]"
+    )
+    log = race(make_submission(code), tmp_path / "out").log
+    assert log.stop == "crashed"
+    assert "SIGKILL" in log.stop_detail
+    assert log.images_sampled == 32
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ("images[:, :, :4]", "must return shape (16, 3, 8, 8), found (16, 3, 4, 8)"),
+        ("images[:5]", "must return shape (16, 3, 8, 8), found (5, 3, 8, 8)"),
+        ("images / 255", "must return uint8 pixels 0..255, found float64"),
+        ("images.tolist()", "must return a NumPy array or a torch tensor, found list"),
+    ],
+)
+def test_a_broken_contract_ends_the_run_with_its_message(
+    make_submission, tmp_path, result, message
+):
+    """Wrong shape, count, dtype or type: the author reads which, and earlier batches stay."""
+    code = HONEST.replace("return images", f"return {result} if labels[0] == 6 else images")
+    log = race(make_submission(code), tmp_path / "out").log
+    assert log.stop == "refused"
+    assert message in log.stop_detail
+    assert log.images_sampled == 16
+
+
+FORGER = """
+import os, struct, time
+import numpy as np
+
+class G:
+    def setup(self, task):
+        pass
+
+    def generate(self, labels, seed):
+        if labels[0] == 0:
+            return np.zeros((len(labels), 3, 8, 8), np.uint8)
+        for fd in range(3, 10):
+            try:
+                os.write(fd, {frame})
+            except OSError:
+                pass
+        time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (
+            "struct.pack('<4sHHIIIIQ', b'DDC1', 5, 3, 1, 16, 8, 8, 2**40)",
+            "of 1099511627776 bytes",
+        ),
+        ("struct.pack('<4sHHIIIIQ', b'DDC1', 5, 3, 9, 16, 8, 8, 3072)", "with batch 9"),
+        ("struct.pack('<4sHHIIIIQ', b'DDC1', 77, 3, 1, 16, 8, 8, 3072)", "unknown kind 77"),
+        ("b'x' * 64", "does not begin like a frame"),
+    ],
+)
+def test_forged_frames_are_refused_before_memory_is_taken(
+    make_submission, tmp_path, frame, message
+):
+    """A header that announces anything but what was asked for ends the run at once."""
+    submission = make_submission(FORGER.replace("{frame}", frame))
+    started = time.monotonic()
+    log = race(submission, tmp_path / "out", budget=30).log
+    assert time.monotonic() - started < 15
+    assert log.stop == "refused"
+    assert message in log.stop_detail
+    assert log.images_sampled == 16
+
+
+def test_a_flood_of_output_is_cut_and_harms_nothing(make_submission, tmp_path):
+    """Prints, to any descriptor, cannot reach the frames; the log keeps beginning and end."""
+    code = HONEST.replace(
+        "images =",
+        "print('spam ' * 100_000); __import__('os').write(2, b'egg ' * 100_000); images =",
+    ).replace("return images", "print('last words'); return images")
+    sampled = race(make_submission(code), tmp_path / "out", max_images=160)
+    assert sampled.log.images_sampled == 160
+    text = (tmp_path / "out" / "worker.log").read_text()
+    assert len(text) < 1_500_000
+    assert text.startswith("spam spam")
+    assert "bytes of output left out" in text
+    assert text.rstrip().endswith("last words")
+
+
+def test_no_image_is_an_error_that_says_why(make_submission, tmp_path):
+    """An import error is quoted; nothing but the log is left in the folder."""
+    submission = make_submission("import no_such_module\n")
+    with pytest.raises(SamplingError, match="No module named 'no_such_module'"):
+        race(submission, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["worker.log"]
+
+
+def test_the_deadline_during_setup_is_named(make_submission, tmp_path):
+    """A generator whose setup never returns had no image, and the message says it was setup."""
+    code = HONEST.replace("pass", "import time; time.sleep(600)")
+    with pytest.raises(SamplingError, match="setup had not returned"):
+        race(make_submission(code), tmp_path / "out", budget=1.5)
+
+
+def test_an_interrupt_keeps_what_came(make_submission, tmp_path):
+    """Ctrl-C stops the worker and keeps the images."""
+    slow = HONEST.replace("images =", "import time; time.sleep(0.1); images =")
+
+    def interrupt(status: SamplingStatus) -> None:
+        if status.images_sampled >= 32 and status.activity == "sampling":
+            raise KeyboardInterrupt
+
+    before = children()
+    sampled = race(make_submission(slow), tmp_path / "out", on_status=interrupt)
+    assert sampled.log.stop == "interrupted"
+    assert len(sampled.data) >= 32
+    assert children() <= before
+
+
+def test_the_worker_dies_with_its_supervisor(make_submission, tmp_path):
+    """After kill -9 of the supervisor no process of the run is left, and the spool is."""
+    slow = HONEST.replace("images =", "import time; time.sleep(0.1); images =")
+    submission = make_submission(slow)
+    child = os.fork()
+    if child == 0:
+        try:
+            race(submission, tmp_path / "out", budget=60)
+        finally:
+            os._exit(0)
+    try:
+        spool = tmp_path / "out" / "spool.bin"
+        until = time.monotonic() + 20
+        while not (spool.exists() and spool.stat().st_size) and time.monotonic() < until:
+            time.sleep(0.05)
+        family = psutil.Process(child).children(recursive=True)
+        assert family
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    gone, alive = psutil.wait_procs(family, timeout=3)
+    assert not alive
+    assert spool.stat().st_size > 0
+
+
+def test_a_full_disk_stops_the_run_with_what_fits(make_submission, tmp_path, monkeypatch):
+    """When the disk has no room for spool and bundle, the run ends and keeps what it has."""
+    real = os.fstatvfs
+    calls = 0
+
+    def shrinking(descriptor: int):
+        nonlocal calls
+        calls += 1
+        found = real(descriptor)
+        if calls <= 3:
+            return found
+        full = list(found)
+        full[4] = 0  # f_bavail
+        return os.statvfs_result(full)
+
+    monkeypatch.setattr(os, "fstatvfs", shrinking)
+    sampled = race(make_submission(HONEST), tmp_path / "out")
+    assert sampled.log.stop == "disk-full"
+    assert "no room" in sampled.log.stop_detail
+    assert len(sampled.data) == sampled.log.images_sampled == 48
+
+
+def test_a_torch_tensor_is_as_good_as_an_array(make_submission, tmp_path):
+    """generate may return a torch tensor."""
+    code = HONEST.replace("import numpy as np", "import numpy as np, torch").replace(
+        "return images", "return torch.from_numpy(images)"
+    )
+    sampled = race(make_submission(code), tmp_path / "out", budget=60, max_images=32)
+    assert (sampled.data.images[:, 0, 0, 0] == sampled.data.labels).all()
