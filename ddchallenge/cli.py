@@ -83,7 +83,7 @@ def _usage(error: click.ClickException) -> str:
 # --------------------------------------------------------------------------- parameters of commands
 
 
-class _Budget(click.ParamType):
+class _Budget(click.ParamType[float]):
     name = "time"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
@@ -94,7 +94,7 @@ class _Budget(click.ParamType):
         return seconds
 
 
-class _Seeds(click.ParamType):
+class _Seeds(click.ParamType[tuple[int, ...]]):
     name = "seeds"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
@@ -634,7 +634,10 @@ def _refuse_existing(path: Path) -> None:
 def _console(*, err: bool = True) -> Console:
     from rich.console import Console
 
-    return Console(stderr=err)
+    console = Console(stderr=err)
+    if not console.is_terminal:
+        console.width = 160  # a file or a pipe has no edge to wrap at
+    return console
 
 
 def _print_json(document: object) -> None:

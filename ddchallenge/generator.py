@@ -246,8 +246,7 @@ def read_submission(folder: Path) -> Submission:
 
     for key in document:
         if key not in _SCHEMA:
-            error = UnknownNameError("setting", key, _SCHEMA)
-            raise problem(key, str(error))
+            raise problem(key, str(UnknownNameError("setting", key, _SCHEMA)))
     values: dict[str, Any] = {}
     for key, (parse, default) in _SCHEMA.items():
         if key not in document:

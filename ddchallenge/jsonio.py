@@ -32,7 +32,7 @@ class DocumentError(ValueError):
 
 
 def to_json(record: DataclassInstance) -> dict[str, Any]:
-    """The record as plain dicts, lists, strings and numbers; tuples become lists.
+    """The record as plain dicts, lists, strings and numbers; tuples become lists, paths strings.
 
     Raises :class:`TypeError` for a value JSON has no form for, :class:`ValueError` for NaN and
     infinities.
@@ -50,6 +50,8 @@ def _plain(value: object, path: str) -> Any:
         if not math.isfinite(value):
             raise ValueError(f"{path} is {value}; only finite numbers are written")
         return value
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, tuple | list):
         return [_plain(item, f"{path}[{i}]") for i, item in enumerate(value)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -126,9 +126,7 @@ def test_two_requests_are_kept_in_flight(make_submission, tmp_path):
 
 def test_copies_are_made_in_the_budget_and_follow_their_image(make_submission, tmp_path):
     """pda5 gives one original and four copies, each what the plain function makes of it."""
-    sampled = race(
-        make_submission(HONEST), tmp_path / "out", max_images=100, augmentation="pda5"
-    )
+    sampled = race(make_submission(HONEST), tmp_path / "out", max_images=100, augmentation="pda5")
     log, data = sampled.log, sampled.data
     assert (log.images_sampled, log.images_augmented, len(data)) == (20, 80, 100)
     assert log.augmented_ranges == ((0, 20),)
@@ -212,7 +210,8 @@ def test_processes_that_slip_out_of_the_group_are_found(make_submission, tmp_pat
 def test_a_crash_keeps_what_came_before(make_submission, tmp_path):
     """The reason is the exception, the images of the batches before it stay."""
     code = HONEST.replace(
-        "images[:, 0]", "if labels[0] == 2: raise RuntimeError('out of ideas')\n        images[:, 0]"
+        "images[:, 0]",
+        "if labels[0] == 2: raise RuntimeError('out of ideas')\n        images[:, 0]",
     )
     sampled = race(make_submission(code), tmp_path / "out")
     log = sampled.log
@@ -224,7 +223,8 @@ def test_a_crash_keeps_what_came_before(make_submission, tmp_path):
 def test_a_killed_worker_is_told_from_a_finished_one(make_submission, tmp_path):
     """SIGKILL from outside, an out-of-memory kill for instance, is named."""
     code = HONEST.replace(
-        "images[:, 0]", "if labels[0] == 2:\n            import os; os.kill(os.getpid(), 9)\n        images[:, 0]"
+        "images[:, 0]",
+        "if labels[0] == 2:\n            import os; os.kill(os.getpid(), 9)\n        images[:, 0]",
     )
     log = race(make_submission(code), tmp_path / "out").log
     assert log.stop == "crashed"
@@ -362,7 +362,7 @@ def test_the_worker_dies_with_its_supervisor(make_submission, tmp_path):
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    gone, alive = psutil.wait_procs(family, timeout=3)
+    _, alive = psutil.wait_procs(family, timeout=3)
     assert not alive
     assert spool.stat().st_size > 0
 

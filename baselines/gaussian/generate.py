@@ -59,5 +59,6 @@ class Gaussian:
         rng = np.random.default_rng(seed)
         noise = rng.standard_normal((len(labels), self._means.shape[1]), dtype=np.float32)
         points = self._means[labels] + np.einsum("nij,nj->ni", self._factors[labels], noise)
-        pixels = points @ self._basis + self._pixel_mean
-        return pixels.round().clip(0, 255).astype(np.uint8).reshape(-1, *self._shape)
+        pixels = (points @ self._basis + self._pixel_mean).round().clip(0, 255)
+        images: NDArray[np.uint8] = pixels.astype(np.uint8).reshape(-1, *self._shape)
+        return images

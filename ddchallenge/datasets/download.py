@@ -78,20 +78,20 @@ def _persist(transfer: _Transfer, part: Path, sleep: Callable[[float], None]) ->
     import httpx
 
     source = transfer.source
-    best, failures = -1, 0
+    best, failures = transfer.arrived, 0
     while not transfer.complete:
         try:
             transfer.attempt()
         except (_BrokenOffError, httpx.TransportError) as error:
-            failures = 1 if transfer.arrived > best else failures + 1
+            failures = 0 if transfer.arrived > best else failures + 1
             best = max(best, transfer.arrived)
             if failures == _ATTEMPTS:
                 raise DownloadError(
                     f"{source.url} could not be downloaded: {error or type(error).__name__} "
-                    f"({_ATTEMPTS} attempts).\n{transfer.arrived} of {source.size} bytes are kept "
-                    f"in {part}; run this again to go on from there."
+                    f"({_ATTEMPTS} attempts in a row).\n{transfer.arrived} of {source.size} bytes "
+                    f"are kept in {part}; run this again to go on from there."
                 ) from error
-            sleep(2.0 ** (failures - 1))
+            sleep(2.0 ** max(failures - 1, 0))
         except httpx.HTTPError as error:
             raise DownloadError(f"{source.url} could not be downloaded: {error}.") from error
 

@@ -63,7 +63,8 @@ class _Display:
             self._progress.update(self._task, completed=min(fraction, 1.0), text=text)
             self._progress.refresh()
         else:
-            self._console.print(f"{self._what}: {text}", highlight=False, markup=False)
+            line = f"{self._what}: {text}"
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         if self._progress is not None:
@@ -93,9 +94,10 @@ class ScoringDisplay(_Display):
 
     def __call__(self, status: ScoringStatus) -> None:
         done = status.seeds_done * status.epochs + status.epoch
+        loss = f"loss {status.loss:.4f}  " if status.epoch else ""
         text = (
             f"seed {status.seed} ({status.seeds_done + 1} of {status.seeds})  "
-            f"epoch {status.epoch:,}/{status.epochs:,}  loss {status.loss:.4f}  "
+            f"epoch {status.epoch:,}/{status.epochs:,}  {loss}"
             f"{duration(status.remaining_seconds)} left"
         )
         fraction = done / (status.seeds * status.epochs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddchallenge.datasets.inspection import Availability
@@ -49,7 +50,7 @@ def leaderboard_tables(board: Leaderboard) -> list[Table]:
     for title, rows in groupby(board.rows, heading):
         table = Table(title=title, title_justify="left", title_style="bold")
         table.add_column("rank", justify="right")
-        table.add_column("submission")
+        table.add_column("submission", no_wrap=True)
         table.add_column("images a class", justify="right")
         table.add_column("accuracy, %", justify="right")
         table.add_column("chance, %", justify="right")
@@ -105,11 +106,13 @@ def availability_table(found: Iterable[Availability]) -> Table:
     from rich.table import Table
 
     table = Table()
-    for column in ("dataset", "training images", "test images", "where"):
+    table.add_column("dataset", no_wrap=True)
+    for column in ("training images", "test images", "where"):
         table.add_column(column, overflow="fold")
     for entry in found:
         if entry.path is None and entry.form is None:
-            table.add_row(entry.dataset, "–", "–", f"[yellow]{escape(entry.problem)}[/]")
+            hint = f"[yellow]not found: `ddchallenge data fetch {entry.dataset}`[/]"
+            table.add_row(entry.dataset, "–", "–", hint)
             continue
         where = f"{escape(str(entry.path or ''))} ({escape(entry.form or '')})"
         if entry.problem:
@@ -125,19 +128,34 @@ def submissions(rows: Iterable[ListedSubmission]) -> Table:
     from rich.table import Table
 
     table = Table()
-    for column in ("name", "datasets", "training data", "augmentation", "images a class", "folder"):
+    table.add_column("name", no_wrap=True)
+    for column in ("datasets", "images a class", "augmentation", "notes", "folder"):
         table.add_column(column, overflow="fold")
     for row in rows:
         entry = row.submission
         if entry is None:
-            table.add_row(f"[red]{escape(row.name)}[/]", f"[red]{escape(row.problem or '')}[/]")
+            problem = f"[red]{escape(row.problem or '')}[/]"
+            table.add_row(f"[red]{escape(row.name)}[/]", "", "", "", problem, _short(row.folder))
             continue
+        notes = [
+            *(["reference, not ranked"] if not entry.ranked else []),
+            *(["needs training data"] if entry.needs_training_data else []),
+        ]
         table.add_row(
-            escape(entry.name) + ("" if entry.ranked else " [dim](reference)[/]"),
+            escape(entry.name),
             ", ".join(entry.datasets),
-            "needs it" if entry.needs_training_data else "–",
-            entry.augmentation,
             f"{entry.images_per_class:,}" if entry.images_per_class else "as many as fit",
-            escape(str(row.folder)),
+            entry.augmentation,
+            ", ".join(notes),
+            _short(row.folder),
         )
     return table
+
+
+def _short(path: Path) -> str:
+    from rich.markup import escape
+
+    try:
+        return escape(str(path.relative_to(Path.cwd())))
+    except ValueError:
+        return escape(str(path))

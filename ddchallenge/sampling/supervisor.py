@@ -230,9 +230,9 @@ class _Race:
             self._collect_copies(spool)
             self._hand_out_copies(spool)
             self._ask()
-            self._report()
             if self._finished():
                 return
+            self._report()
             timeout = min(TICK_SECONDS, max(0.0, self.deadline - self.now))
             for key, _ in selector.select(timeout):
                 if key.fd == worker.output:

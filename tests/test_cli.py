@@ -1,0 +1,254 @@
+"""The command line as its users meet it: what it writes, what it says, how it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from ddchallenge import cli
+from ddchallenge.bundle import read_bundle
+from ddchallenge.datasets import get_dataset
+from ddchallenge.leaderboard import read_result
+
+QUICK = ["--epochs", "1", "--seeds", "0,1", "--budget", "60s"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Decoded data sets go to a folder of the test session's own."""
+    monkeypatch.setenv("DDCHALLENGE_CACHE", str(tmp_path_factory.getbasetemp() / "decoded"))
+
+
+class Ended:
+    """How a command ended: status, and what it wrote to both streams."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+
+@pytest.fixture
+def ddchallenge(monkeypatch, capfd):
+    """Runs a command line in this process."""
+
+    def run(*arguments: str | Path) -> Ended:
+        monkeypatch.setattr("sys.argv", ["ddchallenge", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        captured = capfd.readouterr()
+        return Ended(status, captured.out, captured.err)
+
+    return run
+
+
+def test_the_main_line_from_a_generator_to_a_row(ddchallenge, tmp_path, monkeypatch):
+    """`run` writes bundle, result and log; the result is the documented JSON, and is ranked."""
+    monkeypatch.chdir(tmp_path)
+    assert ddchallenge("new", "mine").status == 0
+    out = tmp_path / "out"
+    ended = ddchallenge(
+        "run", "--track", "generative", "--dataset", "digits", "--submission", "mine",
+        *QUICK, "--out", out, "--record", "--json",
+    )  # fmt: skip
+    assert ended.status == 0, ended.err
+    document = json.loads(ended.out)
+    assert document == json.loads((out / "result.json").read_text())
+    assert set(document) >= {
+        "schema", "track", "dataset", "submission", "protocol", "bundle", "sampling", "runs",
+        "accuracy", "chance", "marks", "provenance",
+    }  # fmt: skip
+    assert document["protocol"] == {
+        "id": "eccv2024", "epochs": 1, "official": False, "numerics": "exact", "device": "cpu",
+    }  # fmt: skip
+    assert document["bundle"]["images_per_class"] == [10, 10]
+    assert document["sampling"]["stop"] == "images"
+    accuracies = [run["accuracy"] for run in document["runs"]]
+    assert document["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
+    assert document["accuracy"]["std"] == pytest.approx(np.std(accuracies, ddof=1))
+
+    assert {p.name for p in out.iterdir()} == {"bundle", "result.json", "worker.log"}
+    tensors = load_file(out / "bundle" / "images.safetensors")
+    assert tensors["images"].shape == (100, 3, 8, 8)
+    assert tensors["images"].dtype == np.uint8
+    assert tensors["labels"].tolist() == sorted(list(range(10)) * 10)
+    assert (out / "bundle" / "samples.png").stat().st_size > 0
+
+    recorded = tmp_path / "submissions" / "mine" / "results" / "digits.eccv2024.json"
+    assert read_result(recorded) == read_result(out / "result.json")
+    board = ddchallenge("leaderboard", "--json")
+    rows = {row["submission"]["name"]: row for row in json.loads(board.out)}
+    assert rows["mine"]["rank"] is None  # two passes are no official result
+    assert "mine" in ddchallenge("leaderboard").out
+
+
+def test_halves_give_what_the_whole_gives(ddchallenge, tmp_path):
+    """`sample` then `score` is `run`: same digest, same accuracies."""
+    common = ["--dataset", "digits", "--submission", "gaussian", "--max-images", "40"]
+    whole = ddchallenge("run", "--track", "generative", *common, *QUICK, "--out", tmp_path / "a")
+    assert whole.status == 0, whole.err
+    assert ddchallenge("sample", *common, "--budget", "60s", "--out", tmp_path / "b").status == 0
+    halves = ddchallenge("score", tmp_path / "b", *QUICK[:4])
+    assert halves.status == 0, halves.err
+    one, two = (read_result(tmp_path / name / "result.json") for name in "ab")
+    assert one.bundle == two.bundle
+    assert [r.accuracy for r in one.runs] == [r.accuracy for r in two.runs]
+    assert one.bundle.images == 40
+
+
+def test_a_run_can_be_repeated_bit_for_bit(ddchallenge, tmp_path):
+    """The same run seed gives the same images, another one others."""
+    digests = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        ended = ddchallenge(
+            "sample", "--dataset", "digits", "--seed", str(seed), "--out", tmp_path / name
+        )
+        assert ended.status == 0, ended.err
+        digests.append(read_bundle(tmp_path / name / "bundle").manifest.digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_official_files_go_in_and_out_unchanged(ddchallenge, tmp_path):
+    """import then export of an official tensor gives equal tensors and the same digest."""
+    spec = get_dataset("digits")
+    rng = np.random.default_rng(0)
+    file = tmp_path / "mine.pt"
+    tensor = torch.from_numpy(rng.standard_normal((100, 3, 8, 8), dtype=np.float32)).clip(-0.8, 1.8)
+    torch.save(tensor, file)
+    assert ddchallenge("import", file, "--dataset", "digits", "--out", tmp_path / "B").status == 0
+    ended = ddchallenge("export", tmp_path / "B", "--out", tmp_path / "official", "--json")
+    assert ended.status == 0, ended.err
+    document = json.loads(ended.out)
+    again = torch.load(tmp_path / "official" / "digits.pt", weights_only=True)
+    assert torch.equal(again, tensor)
+    assert document["digest"] == read_bundle(tmp_path / "B").manifest.digest
+    assert spec.num_classes * 10 == document["images"]
+
+
+def test_the_fixed_ipc_track_takes_a_tensor(ddchallenge, tmp_path):
+    """`run --track fixed-ipc --images` imports and scores; another number a class is refused."""
+    rng = np.random.default_rng(0)
+    for count in (100, 90):
+        images = rng.standard_normal((count, 3, 8, 8), dtype=np.float32)
+        torch.save(torch.from_numpy(images), tmp_path / f"images{count}.pt")
+    command = ["run", "--track", "fixed-ipc", "--dataset", "digits", *QUICK[:4]]
+    ended = ddchallenge(*command, "--images", tmp_path / "images100.pt", "--out", tmp_path / "a")
+    assert ended.status == 0, ended.err
+    result = read_result(tmp_path / "a" / "result.json")
+    assert (result.track, result.sampling, result.submission.name) == (
+        "fixed-ipc",
+        None,
+        "images100",
+    )
+    refused = ddchallenge(*command, "--images", tmp_path / "images90.pt", "--out", tmp_path / "b")
+    assert refused.status == 2
+    assert "exactly 10 images a class" in refused.err
+    assert not (tmp_path / "b" / "bundle").exists()
+
+
+RUN = ["run", "--track", "generative", "--dataset", "digits"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--track", "generativ", "--dataset", "digits"], "Did you mean 'generative'?"),
+        (["run", "--track", "generative", "--dataset", "cifar10"], "Did you mean 'cifar100'?"),
+        ([*RUN, "--submission", "gausian"], "Did you mean 'gaussian'?"),
+        ([*RUN, "--augment", "pda"], "Did you mean 'pda5'?"),
+        ([*RUN, "--device", "gpu"], "No device is called 'gpu'"),
+        ([*RUN, "--budget", "ten"], "no time such as 90s, 10m"),
+        ([*RUN, "--budget", "0s"], "no time such as 90s, 10m"),
+        ([*RUN, "--seeds", "0,0"], "different seeds"),
+        ([*RUN, "--seeds", "a,b"], "no list of seeds"),
+        ([*RUN, "--epochs", "-1"], "x>=0"),
+        ([*RUN, "--max-images", "3", "--augment", "pda5"], "one image and its 4 copies"),
+        ([*RUN, "--images", "x.pt"], "means nothing on the generative track"),
+        (["run", "--track", "fixed-ipc", "--dataset", "digits"], "needs --images"),
+        (["run", "--track", "generative"], "Missing option '--dataset'"),
+        (["score", "no-such-bundle"], "no-such-bundle"),
+        (["import", "no-such.pt", "--dataset", "digits", "--out", "B"], "no-such.pt"),
+        (["data", "verify", "digit"], "Did you mean 'digits'?"),
+        (["leaderboard", "--results", "no-such-folder"], "no-such-folder is not a folder"),
+        (["new", "Not A Name"], "no name for a submission"),
+    ],
+)
+def test_a_wrong_request_ends_with_2_and_says_what_to_do(
+    ddchallenge, tmp_path, monkeypatch, arguments, message
+):
+    """One readable message on stderr, no traceback, nothing on stdout, nothing written."""
+    monkeypatch.chdir(tmp_path)
+    ended = ddchallenge(*arguments)
+    assert ended.status == 2
+    assert message in " ".join(ended.err.split())
+    assert "Traceback" not in ended.err
+    assert ended.out == ""
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_missing_data_names_the_place_and_the_command(ddchallenge, tmp_path):
+    """What is expected where, and how to fetch it, before anything is started."""
+    ended = ddchallenge(
+        "run", "--track", "generative", "--dataset", "cifar100",
+        "--data-dir", tmp_path / "nothing", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert ended.status == 2
+    assert "ddchallenge data fetch cifar100" in ended.err
+    assert str(tmp_path / "nothing") in ended.err
+
+
+def test_an_error_is_json_too_when_json_was_asked_for(ddchallenge):
+    """A machine that reads stdout finds one document whatever happens."""
+    ended = ddchallenge(*RUN, "--submission", "gausian", "--json")
+    assert ended.status == 2
+    assert json.loads(ended.out)["exit_status"] == 2
+
+
+def test_nothing_is_written_over_earlier_work(ddchallenge, tmp_path):
+    """A second run into the same folder is refused and leaves the first as it was."""
+    out = tmp_path / "out"
+    command = ["sample", "--dataset", "digits", "--max-images", "10", "--out", out]
+    assert ddchallenge(*command).status == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    refused = ddchallenge(*command)
+    assert refused.status == 2
+    assert "is there already" in refused.err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_generator_without_an_image_fails_with_1(ddchallenge, tmp_path, make_submission):
+    """A failed run is told from a wrong request, and the worker's log is named."""
+    make_submission("raise ValueError('no weights')", name="broken")
+    ended = ddchallenge(
+        "sample", "--dataset", "digits", "--out", tmp_path / "out",
+        "--submission", tmp_path / "submissions" / "broken",
+    )  # fmt: skip
+    assert ended.status == 1
+    assert "ValueError: no weights" in ended.err
+    assert "worker.log" in ended.err
+
+
+def test_an_unwritable_folder_is_named_before_the_run(ddchallenge, tmp_path):
+    """A file where the folder should be: refused with status 2, the file untouched."""
+    (tmp_path / "file").write_text("mine")
+    ended = ddchallenge("sample", "--dataset", "digits", "--out", tmp_path / "file" / "out")
+    assert ended.status == 2
+    assert "cannot be written" in ended.err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_lists_are_printed(ddchallenge):
+    """submissions and data list, for people and for machines."""
+    assert "real_subset" in ddchallenge("submissions").out
+    names = [row["name"] for row in json.loads(ddchallenge("submissions", "--json").out)]
+    assert {"gaussian", "real_subset"} <= set(names)
+    rows = {row["dataset"]: row for row in json.loads(ddchallenge("data", "list", "--json").out)}
+    assert rows["digits"]["train"]["images"] == 1297
+    assert rows["digits"]["test"]["images"] == 500
+    assert "1297" in ddchallenge("data", "verify", "digits").out

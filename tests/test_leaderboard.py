@@ -1,0 +1,233 @@
+"""Results on disk, their ranking, and the marks they carry."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ddchallenge.datasets import get_dataset
+from ddchallenge.errors import OutputError, RequestError
+from ddchallenge.leaderboard import check_recordable, collect, read_result, write_result
+from ddchallenge.marks import is_official, marks_of
+from ddchallenge.records import (
+    Accuracy,
+    BundleSummary,
+    Environment,
+    Manifest,
+    PhaseSeconds,
+    ProtocolUse,
+    Provenance,
+    Result,
+    SamplingLog,
+    SeedRun,
+    SubmissionIdentity,
+)
+from ddchallenge.report.tables import accuracy_text, leaderboard_tables, per_class_text
+from ddchallenge.rules import PROTOCOLS
+
+OFFICIAL = PROTOCOLS["eccv2024"]
+
+
+def result(name: str, mean: float, **changes) -> Result:
+    official = changes.pop("official", True)
+    values = {
+        "schema": 1,
+        "track": "generative",
+        "dataset": "digits",
+        "submission": SubmissionIdentity(name=name, digest="0" * 64),
+        "ranked": True,
+        "protocol": ProtocolUse(
+            id="eccv2024", epochs=1000, official=official, numerics="exact", device="cpu"
+        ),
+        "bundle": BundleSummary(digest="1" * 64, images=100, images_per_class=(10, 10)),
+        "sampling": None,
+        "runs": (
+            SeedRun(seed=0, accuracy=mean, correct=1, test_images=2, final_loss=None, seconds=1.0),
+        ),
+        "accuracy": Accuracy(mean=mean, std=None),
+        "chance": 0.1,
+        "marks": (),
+        "provenance": Provenance(
+            version="0",
+            commit=None,
+            dirty=None,
+            python="3",
+            torch="2",
+            platform="p",
+            device="cpu",
+            hardware="h",
+            training_images_per_class=None,
+            training_digest=None,
+            test_digest="2" * 64,
+        ),
+    }
+    return Result(**(values | changes))
+
+
+def test_a_result_comes_back_from_its_file(tmp_path):
+    """What is written is what is read, field by field."""
+    path = tmp_path / "digits.eccv2024.json"
+    written = result("a", 0.5, marks=("real images",))
+    write_result(path, written)
+    assert read_result(path) == written
+
+
+def test_ranks_count_official_ranked_results_only(tmp_path):
+    """Best first in each dataset and track; reference lines and unofficial runs have no rank."""
+    rows = {
+        "third": result("third", 0.5),
+        "reference": result("reference", 0.95, ranked=False),
+        "quick": result("quick", 0.99, official=False),
+        "first": result("first", 0.9),
+        "second": result("second", 0.8),
+        "elsewhere": result("elsewhere", 0.2, dataset="cifar100"),
+    }
+    for name, row in rows.items():
+        write_result(tmp_path / f"{name}.json", row)
+    board = collect([tmp_path])
+    assert [(row.rank, row.result.submission.name) for row in board.rows] == [
+        (1, "elsewhere"),
+        (None, "quick"),
+        (None, "reference"),
+        (1, "first"),
+        (2, "second"),
+        (3, "third"),
+    ]
+    assert len(leaderboard_tables(board)) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("accuracy"), "accuracy"),
+        (lambda d: d.update(surprise=1), "surprise"),
+        (lambda d: d["accuracy"].update(mean="high"), "accuracy.mean"),
+        (lambda d: d.update(schema=2), "schema 2"),
+    ],
+)
+def test_a_file_that_is_no_result_is_left_out_and_named(tmp_path, change, message):
+    """One bad file does not take the leaderboard down; the message says what is wrong in it."""
+    write_result(tmp_path / "good.json", result("good", 0.5))
+    document = json.loads((tmp_path / "good.json").read_text())
+    change(document)
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps(document))
+    board = collect([tmp_path])
+    assert [row.result.submission.name for row in board.rows] == ["good"]
+    assert len(board.problems) == 1
+    assert str(bad) in board.problems[0]
+    assert message in board.problems[0]
+    with pytest.raises(RequestError):
+        read_result(bad)
+
+
+def test_an_unofficial_result_never_replaces_an_official_one(tmp_path):
+    """--record of a quick run is refused where a full one lies; the other way round is fine."""
+    path = tmp_path / "digits.eccv2024.json"
+    check_recordable(path, official=False)
+    write_result(path, result("a", 0.5))
+    check_recordable(path, official=True)
+    with pytest.raises(OutputError, match="official result"):
+        check_recordable(path, official=False)
+
+
+def manifest(**changes) -> Manifest:
+    log = SamplingLog(
+        rules_id="eccv2024-generative-1",
+        budget_seconds=600.0,
+        elapsed_seconds=3.0,
+        stop="images",
+        stop_detail="",
+        run_seed=0,
+        device="cuda",
+        max_images=None,
+        augmentation="none",
+        images_sampled=100,
+        images_augmented=0,
+        late_images=0,
+        seconds=PhaseSeconds(),
+        augmentation_worker_seconds=0.0,
+        augmented_ranges=(),
+        batches=(),
+    )
+    log = replace(log, **changes.pop("log", {}))
+    values = {
+        "schema": 1,
+        "track": "generative",
+        "dataset": "cifar100",
+        "digest": "0" * 64,
+        "dtype": "uint8",
+        "images": 100,
+        "images_per_class": (1, 1),
+        "normalisation": "pixels",
+        "submission": SubmissionIdentity(name="a", digest="0" * 64),
+        "ranked": True,
+        "contains_real_images": False,
+        "training_images_per_class": 500,
+        "training_digest": "0" * 64,
+        "origin": None,
+        "sampling": log,
+        "environment": Environment(
+            version="0",
+            commit=None,
+            dirty=None,
+            python="3",
+            torch="2",
+            platform="p",
+            device="cuda",
+            hardware="NVIDIA GeForce RTX 4090",
+        ),
+    }
+    return Manifest(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "mark"),
+    [
+        ({}, None),
+        ({"log": {"budget_seconds": 60.0}}, "unofficial: budget 60 s of 600 s"),
+        ({"log": {"max_images": 50}}, "at most 50 images"),
+        ({"log": {"stop": "crashed"}}, "stopped early: crashed"),
+        ({"training_images_per_class": 100}, "100 of 500 training images a class"),
+        ({"contains_real_images": True}, "real images"),
+        ({"sampling": None}, "unofficial: imported, not sampled under a clock"),
+        ({"normalisation": "none: values 0..1"}, "normalisation: none: values 0..1"),
+    ],
+)
+def test_what_is_unusual_is_marked(changes, mark):
+    """A run by the book has no mark; every departure has its own."""
+    marks = marks_of(manifest(**changes), get_dataset("cifar100"), OFFICIAL, 1000, (0, 1, 2))
+    assert marks == (() if mark is None else (mark,))
+
+
+def test_other_hardware_epochs_and_seeds_are_marked():
+    """So are a processor where the challenge had a graphics card, and a shortened protocol."""
+    changed = manifest()
+    changed = replace(changed, environment=replace(changed.environment, hardware="some CPU"))
+    assert marks_of(changed, get_dataset("cifar100"), OFFICIAL, 2, (0, 1)) == (
+        "unofficial: 2 of 1000 epochs",
+        "unofficial: seeds 0,1",
+        "not on an RTX 4090",
+    )
+    assert not is_official(OFFICIAL, 2, (0, 1, 2))
+    assert not is_official(OFFICIAL, 1000, (0, 1))
+    assert is_official(OFFICIAL, 1000, (0, 1, 2))
+
+
+def test_numbers_as_people_read_them():
+    """Per cent with two digits, the deviation where there is one, ranges where classes differ."""
+    row = result("a", 0.87404, accuracy=Accuracy(mean=0.87404, std=0.00531))
+    assert accuracy_text(row) == "87.40 ± 0.53"
+    assert accuracy_text(result("a", 1.0)) == "100.00"
+    assert per_class_text((10, 10)) == "10"
+    assert per_class_text((999, 1000)) == "999–1,000"
+
+
+def test_recorded_results_are_readable():
+    """Every result in this repository is one."""
+    root = Path(__file__).parent.parent
+    folders = [*root.glob("baselines/*/results"), *root.glob("submissions/*/results")]
+    assert collect(folders).problems == ()
