@@ -539,7 +539,7 @@ def data_verify(name: str, data_dir: Path | None, as_json: bool) -> None:
         click.echo(str(verified))
 
 
-# ----------------------------------------------------------------------------------- what they share
+# ---------------------------------------------------------------------------------- what they share
 
 
 class _Judge:

@@ -172,7 +172,11 @@ def export_official(bundle: Bundle, spec: DatasetSpec, out_dir: Path) -> Officia
             done += len(chunk)
     path = out_dir / f"{spec.name}.pt"
     with atomic_file(path, overwrite=False) as temporary, temporary.open("wb") as file:
-        torch.save(torch.from_numpy(values), file)
+        try:
+            torch.save(torch.from_numpy(values), file)
+        except RuntimeError as error:
+            # torch hides what the system said behind a failure to finish its archive.
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
     return OfficialExport(
         path=path,
         digest=tensor_digest(spec, LabeledImages(values, labels[kept])),
@@ -264,10 +268,10 @@ def _check_archive(path: Path, what: str) -> None:
         ) from None
     strange = sorted(name for name in asked if not _is_harmless(name))
     if strange:
+        listed = ", ".join(name.replace(" ", ".")[:60] for name in strange[:3])
         raise BundleError(
-            f"{path} asks for {strange[0].replace(' ', '.')!r}, which a file of plain tensors "
-            "does not need.\nNothing of it was executed. "
-            "Save the bare tensor: torch.save(images, file)."
+            f"{path} asks for {listed}, which a file of plain tensors does not need.\n"
+            "Nothing of it was executed. Save the bare tensor: torch.save(images, file)."
         )
 
 

@@ -43,8 +43,8 @@ __all__ = [
     "ScoringStatus",
     "SeedRun",
     "Source",
-    "SubmissionIdentity",
     "StopReason",
+    "SubmissionIdentity",
     "Track",
 ]
 
@@ -93,6 +93,7 @@ class DatasetSpec:
 
     @property
     def num_classes(self) -> int:
+        """How many classes; labels run from 0 to one less."""
         return len(self.class_ids)
 
     @property
@@ -335,8 +336,8 @@ class Manifest:
 
     ``digest`` is :func:`ddchallenge.bundle.tensor_digest` of the tensors. ``normalisation`` is
     ``"pixels"`` for uint8 images, else what a float file was recognised as. ``sampling`` is None
-    for an imported bundle, ``origin`` the name of the file it was imported from. ``ranked`` is false
-    for reference lines.
+    for an imported bundle, ``origin`` the name of the file it was imported from. ``ranked`` is
+    false for reference lines.
     """
 
     schema: int

@@ -67,6 +67,7 @@ class _Display:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
+        """Leave the last line on the terminal and stop drawing."""
         if self._progress is not None:
             self._progress.stop()
 
@@ -75,6 +76,7 @@ class SamplingDisplay(_Display):
     """Time left, images, images a second, images a class, and what is going on."""
 
     def __call__(self, status: SamplingStatus) -> None:
+        """Show where sampling is."""
         images = status.images_sampled + status.images_augmented
         left = status.budget_seconds - status.elapsed_seconds
         wanted = f" of {status.images_wanted:,}" if status.images_wanted else ""
@@ -93,6 +95,7 @@ class ScoringDisplay(_Display):
     """Seed, epoch, loss and time left."""
 
     def __call__(self, status: ScoringStatus) -> None:
+        """Show where scoring is."""
         done = status.seeds_done * status.epochs + status.epoch
         loss = f"loss {status.loss:.4f}  " if status.epoch else ""
         text = (

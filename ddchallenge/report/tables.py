@@ -93,7 +93,8 @@ def result_table(result: Result) -> Table:
         )
         table.add_row(
             "sampling",
-            f"{log.elapsed_seconds:.1f} s of {log.budget_seconds:g} s, stopped by {log.stop} ({phases})",
+            f"{log.elapsed_seconds:.1f} s of {log.budget_seconds:g} s, stopped by {log.stop} "
+            f"({phases})",
         )
     if result.marks:
         table.add_row("marks", f"[yellow]{escape('; '.join(result.marks))}[/]")

@@ -78,6 +78,7 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
+        """The worker's process id, which is also that of its group."""
         return self._process.pid
 
     def ending(self) -> str:

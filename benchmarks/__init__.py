@@ -1,0 +1,1 @@
+"""What performance claims are measured with. Run as ``python -m benchmarks.<name>``."""
