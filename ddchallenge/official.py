@@ -261,7 +261,8 @@ def _check_archive(path: Path, what: str) -> None:
             if pickles[0].file_size > _MAX_PICKLE_BYTES:
                 raise BundleError(f"{path} holds far more than one tensor.")
             asked = _globals(archive.read(pickles[0]))
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError) as error:
+    # RuntimeError: entries that are said to be encrypted.
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError, RuntimeError) as error:
         raise BundleError(
             f"{path} is not a whole file of torch.save ({error}).\n"
             "It may be cut off, or older than PyTorch 1.6: load it there and save it again."

@@ -19,6 +19,7 @@ import pytest
 from fake_data import (
     CIFAR,
     TINY,
+    md5_of,
     official_files,
     write_archive,
     write_class_folders,
@@ -27,7 +28,7 @@ from fake_data import (
 )
 
 from ddchallenge import datasets
-from ddchallenge.datasets import acquire, unpack
+from ddchallenge.datasets import acquire, cifar100, unpack
 from ddchallenge.datasets.acquire import FetchProgress
 from ddchallenge.datasets.download import download
 from ddchallenge.datasets.unpack import unpack_zip
@@ -361,7 +362,7 @@ def unpacked(path: Path, target: Path) -> None:
         "/tmp/evil",
         "top/../../evil",
         "other/evil",
-        "top\\..\\..\\evil",
+        "top/..\\..\\evil",
         "top/link",
         "top/device",
     ],
@@ -469,6 +470,21 @@ def test_fetch_cifar_keeps_the_archive_and_checks_it_again(server, tmp_path):
     with pytest.raises(DataError, match="Remove it and fetch it again"):
         datasets.fetch(spec, data)
     assert len(server.ranges) == 1
+
+
+def test_fetch_checks_unpacked_pickles_before_calling_them_complete(server, tmp_path, monkeypatch):
+    """The unpacked official files are enough, if their checksums are right."""
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for name, content in official_files().items():
+        (folder / name).write_bytes(content)
+    monkeypatch.setattr(cifar100, "OFFICIAL_MD5", md5_of(official_files()))
+    spec = replace(CIFAR, sources=(server.source(),))
+    assert datasets.fetch(spec, tmp_path).path == folder
+    (folder / "train").write_bytes(official_files()["test"])
+    with pytest.raises(DataError, match="Expected MD5"):
+        datasets.fetch(spec, tmp_path)
+    assert server.ranges == []
 
 
 def test_fetch_digits_has_nothing_to_do(tmp_path):

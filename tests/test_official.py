@@ -337,6 +337,11 @@ def test_compressed_and_foreign_archives_are_refused(tmp_path):
         import_official(bomb, SPEC)
     with pytest.raises(BundleError, match="holds far more than one tensor"):
         import_official(archive(tmp_path / "big.pt", bytes(2 << 20)), SPEC)
+    locked = bytearray(archive(tmp_path / "locked.pt", b"N.").read_bytes())
+    locked[locked.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "locked.pt").write_bytes(locked)
+    with pytest.raises(BundleError, match="encrypted"):
+        import_official(tmp_path / "locked.pt", SPEC)
     with zipfile.ZipFile(tmp_path / "other.pt", "w") as file:
         file.writestr("readme.txt", "hello")
     with pytest.raises(BundleError, match=r"a zip archive, but not one of torch\.save"):

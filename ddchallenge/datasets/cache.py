@@ -3,23 +3,23 @@
 An entry is a folder ``<dataset>/<split>-<fingerprint>`` with ``images.npy`` (uint8 N×3×S×S),
 ``labels.npy`` (int64 N) and ``split.json``. The fingerprint is of the names, sizes and times of
 change of the source files, so that changed files are decoded anew. An entry that is damaged is
-replaced; any number of processes may do that at once.
+replaced. An entry is made in a folder beside it and renamed, by one process at a time.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-import os
 import secrets
 import shutil
-import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ddchallenge.datasets.files import writing
-from ddchallenge.datasets.reader import DecodedSplit, Reader, Split, check_labels
+from ddchallenge.datasets.reader import Reader, Split, check_labels
 from ddchallenge.errors import DataError, OutputError
 from ddchallenge.records import DatasetSpec, DatasetSplit, LabeledImages
 
@@ -31,7 +31,6 @@ __all__ = ["SplitDigest", "load"]
 # Part of every fingerprint: raised whenever the same files would be decoded to other tensors.
 _DECODER: Final = 1
 _ADVICE: Final = "set DDCHALLENGE_CACHE"
-_DAY: Final = 86_400
 
 
 class SplitDigest:
@@ -68,21 +67,36 @@ def load(spec: DatasetSpec, split: Split, reader: Reader, cache: Path) -> Datase
     """
     fingerprint = _fingerprint(spec, split, reader)
     entry = cache / spec.name / f"{split}-{fingerprint[:20]}"
-    # More than once only if other processes are replacing the same damaged entry.
-    for _ in range(5):
+    if loaded := _open(spec, split, entry):
+        return loaded
+    with writing(cache, _ADVICE), _locked(entry.parent):
+        # Another process may have decoded it while this one waited.
         if loaded := _open(spec, split, entry):
             return loaded
-        with writing(cache, _ADVICE):
-            built = _build(spec, split, reader, entry)
+        for abandoned in entry.parent.glob("*.tmp"):
+            _remove(abandoned)
+        built = _temporary(entry)
+        try:
+            _write(spec, split, reader, built)
             if _fingerprint(spec, split, reader) != fingerprint:
-                _remove(built)
                 raise DataError(f"{reader.path} was changed while it was read. Run this again.")
-            # Another process may have finished first; its entry may be in use already.
-            if _open(spec, split, entry):
-                _remove(built)
-            else:
-                _place(built, entry)
+            # What is there was found damaged above.
+            _remove(entry)
+            built.rename(entry)
+        finally:
+            _remove(built)
+    if loaded := _open(spec, split, entry):
+        return loaded
     raise OutputError(f"{entry} does not stay as it was written. To use another place, {_ADVICE}.")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process decodes a dataset, the others wait; the lock of one that is killed is free."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _fingerprint(spec: DatasetSpec, split: Split, reader: Reader) -> str:
@@ -132,27 +146,14 @@ def _open(spec: DatasetSpec, split: Split, entry: Path) -> DatasetSplit | None:
     )
 
 
-def _build(spec: DatasetSpec, split: Split, reader: Reader, entry: Path) -> Path:
-    """Decode into a new folder beside ``entry``."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(entry.parent)
-    folder = _beside(entry)
-    folder.mkdir()
-    try:
-        _write(spec, split, reader.decode(split), reader.path, folder)
-    except BaseException:
-        _remove(folder)
-        raise
-    return folder
-
-
-def _write(
-    spec: DatasetSpec, split: Split, decoded: DecodedSplit, source: Path, folder: Path
-) -> None:
+def _write(spec: DatasetSpec, split: Split, reader: Reader, folder: Path) -> None:
+    """Decode into the new ``folder``."""
     import numpy as np
 
+    decoded = reader.decode(split)
     labels = decoded.labels
-    check_labels(spec, split, labels, source)
+    check_labels(spec, split, labels, reader.path)
+    folder.mkdir()
     np.save(folder / "labels.npy", labels, allow_pickle=False)
     digest = SplitDigest(spec, split, labels)
     shape = (len(labels), 3, spec.image_size, spec.image_size)
@@ -167,45 +168,20 @@ def _write(
         "schema": 1,
         "dataset": spec.name,
         "split": split,
-        "source": str(source),
+        "source": str(reader.path),
         "images": len(labels),
         "digest": digest.hexdigest(),
     }
     (folder / "split.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def _place(built: Path, entry: Path) -> None:
-    """Make ``built`` the entry. The old one was found damaged; where another process puts its own
-    there at the same time one of the two goes, and both are good.
-    """
-    with suppress(FileNotFoundError):
-        old = _beside(entry)
-        entry.rename(old)
-        _remove(old)
-    try:
-        built.rename(entry)
-    except OSError:
-        _remove(built)
-        if not entry.exists():
-            raise
+def _temporary(entry: Path) -> Path:
+    return entry.with_name(f"{entry.name}-{secrets.token_hex(4)}.tmp")
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, or a file where a folder should be."""
+    """Remove a folder, or a file where a folder should be, if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _beside(entry: Path) -> Path:
-    return entry.with_name(f".{entry.name}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove what processes that were killed while they decoded have left behind."""
-    for path in folder.glob(".*.tmp"):
-        # Another process may be removing the same.
-        with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > _DAY:
-                _remove(path)
