@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from contextlib import nullcontext
 
 import numpy as np
 import oracle
@@ -92,7 +93,7 @@ def test_training_is_bit_for_bit_the_oracle(digits, image_size, n, epochs, seed)
 def test_a_score_is_the_oracles_count(digits):
     """The accuracy of a run is the number of test images the oracle's network gets right, over
     their number; and a network trained on real digits knows more than chance."""
-    train, test = part(digits, 0, 200), part(digits, 1200, 1797)
+    train, test = part(digits, 0, 100), part(digits, 1200, 1797)
     runs = score(train, test, SPEC, PROTOCOL, epochs=60, seeds=[4], device="cpu")
     network, losses = oracle.train(*tensors(train, SPEC), 10, 60, 4)
     correct = oracle.correct(network, *tensors(test, SPEC))
@@ -191,22 +192,41 @@ def test_float32_and_uint8_forms_of_a_set_score_alike(digits):
 
 
 def test_a_seed_gives_the_same_run_whatever_came_before(digits):
-    """Runs depend on their seed alone: not on the seeds before them, not on the caller's random
-    state, which comes back as it was, like cuDNN's settings."""
+    """A run depends on its seed alone, not on the seeds before it or the caller's random state,
+    which comes back as it was."""
     train, test = part(digits, 0, 60), part(digits, 1700, 1797)
     torch.manual_seed(123)
     state = torch.get_rng_state()
-    cudnn = torch.backends.cudnn
-    settings = cudnn.deterministic, cudnn.benchmark
     together = score(train, test, SPEC, PROTOCOL, epochs=3, seeds=[5, 6], device="cpu")
     assert torch.equal(state, torch.get_rng_state())
-    assert settings == (cudnn.deterministic, cudnn.benchmark)
     torch.rand(10)
     alone = score(train, test, SPEC, PROTOCOL, epochs=3, seeds=[6], device="cpu")
 
     assert [run.seed for run in together] == [5, 6]
     assert dataclasses.replace(together[1], seconds=0) == dataclasses.replace(alone[0], seconds=0)
     assert together[0].final_loss != together[1].final_loss
+
+
+def test_training_is_deterministic_and_the_callers_settings_come_back(monkeypatch, tiny):
+    """While a network trains cuDNN may only use repeatable algorithms; afterwards, and where the
+    run is broken off, it may do again what the caller allowed it."""
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "deterministic", False)
+    monkeypatch.setattr(cudnn, "benchmark", True)
+    data = random_images(4, 8, 10)
+    during = []
+
+    def interrupt(index, losses):
+        during.append((cudnn.deterministic, cudnn.benchmark))
+        if index == 1:
+            raise KeyboardInterrupt
+
+    for epochs in (0, 1):
+        request = {"epochs": epochs, "seed": 0, "device": CPU, "on_epoch": interrupt}
+        with pytest.raises(KeyboardInterrupt) if epochs else nullcontext():
+            exact.train_and_test(data, data, SPEC, tiny, **request)
+        assert (cudnn.deterministic, cudnn.benchmark) == (False, True)
+    assert during == [(True, False)] * 3
 
 
 def test_the_protocol_says_epochs_and_seeds_by_default(tiny):

@@ -121,7 +121,7 @@ def test_labels_are_balanced_wherever_they_are_cut():
     labels: list[int] = []
     while len(labels) < 500:
         labels += round_robin(len(labels), int(rng.integers(1, 40)), 7).tolist()
-        counts = Counter({label: 0 for label in range(7)}) + Counter(labels)
+        counts = Counter(dict.fromkeys(range(7), 0)) + Counter(labels)
         assert max(counts.values()) - min(counts[label] for label in range(7)) <= 1
 
 
