@@ -10,7 +10,7 @@ from pathlib import Path
 import ddchallenge
 from ddchallenge.records import Environment
 
-__all__ = ["describe_environment"]
+__all__ = ["describe_environment", "thread_count"]
 
 
 def describe_environment(device: str) -> Environment:
@@ -26,6 +26,13 @@ def describe_environment(device: str) -> Environment:
         device=device,
         hardware=_gpu_name(device) if device.startswith("cuda") else _cpu_name(),
     )
+
+
+def thread_count() -> int:
+    """How many threads PyTorch computes with on the CPU."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _git_revision(folder: Path) -> tuple[str | None, bool | None]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ddchallenge.bundle import tensor_digest, write_bundle
-from ddchallenge.environment import describe_environment
+from ddchallenge.environment import describe_environment, thread_count
 from ddchallenge.errors import OutputError, RequestError, StorageError
 from ddchallenge.marks import is_official, marks_of
 from ddchallenge.official import ImportedImages, import_official
@@ -228,6 +228,7 @@ def _result(
             platform=environment.platform,
             device=device,
             hardware=environment.hardware,
+            threads=thread_count(),
             training_images_per_class=manifest.training_images_per_class,
             training_digest=manifest.training_digest,
             test_digest=test.digest,

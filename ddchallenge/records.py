@@ -385,15 +385,18 @@ class SeedRun:
 class ScoringStatus:
     """What the progress display shows while scoring; ``epochs`` is the number of passes.
 
-    ``loss`` is the mean training loss of the last finished epoch. ``remaining_seconds`` is for
-    all seeds together, None until one epoch was timed."""
+    ``epoch`` passes of this seed are done, and ``batch`` of ``batches`` of the next one. ``loss``
+    is the mean training loss of the last pass whose losses were read, None before the first.
+    ``remaining_seconds`` is for all seeds together, None until a batch was timed."""
 
     seed: int
     seeds_done: int
     seeds: int
     epoch: int
     epochs: int
-    loss: float
+    batch: int
+    batches: int
+    loss: float | None
     elapsed_seconds: float
     remaining_seconds: float | None
 
@@ -447,7 +450,8 @@ class SamplingSummary:
 class Provenance:
     """Where a result comes from: the environment that scored it, and the digests of its data.
 
-    ``device`` and ``hardware`` are those of scoring; ``training_images_per_class`` and
+    ``device``, ``hardware`` and ``threads`` are those of scoring (another number of threads gives
+    other last bits, and in the end another accuracy); ``training_images_per_class`` and
     ``training_digest`` are None when the generator was given no training images."""
 
     version: str
@@ -458,6 +462,7 @@ class Provenance:
     platform: str
     device: str
     hardware: str
+    threads: int
     training_images_per_class: int | None
     training_digest: str | None
     test_digest: str

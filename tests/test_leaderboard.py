@@ -59,6 +59,7 @@ def result(name: str, mean: float, **changes) -> Result:
             platform="p",
             device="cpu",
             hardware="h",
+            threads=2,
             training_images_per_class=None,
             training_digest=None,
             test_digest="2" * 64,

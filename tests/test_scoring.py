@@ -247,7 +247,7 @@ def test_training_that_diverges_is_still_a_result(digits):
     train, test = part(digits, 0, 20), part(digits, 100, 150)
     (run,) = score(train, test, SPEC, wild, epochs=4, seeds=[0], device="cpu")
 
-    assert math.isnan(run.final_loss)
+    assert run.final_loss is None
     assert run.accuracy == run.correct / 50
     assert run.accuracy <= 0.3
 
@@ -358,7 +358,7 @@ def test_progress_counts_seeds_and_passes(digits):
     assert told[8, 1, 3].loss == losses[-1]
     assert told[8, 1, 3].remaining_seconds == 0
     assert told[7, 0, 0].remaining_seconds is None
-    assert math.isnan(told[7, 0, 0].loss)
+    assert told[7, 0, 0].loss is None
     places = [(status.seeds_done, status.epoch, status.elapsed_seconds) for status in seen]
     assert places == sorted(places)
 
@@ -391,6 +391,22 @@ def test_progress_is_told_and_read_five_times_a_second_at_most(monkeypatch):
     assert seen[-1].elapsed_seconds == pytest.approx(10)
     assert seen[-1].remaining_seconds == pytest.approx(10)
     assert seen[-1].loss == 2.5
+
+
+def test_progress_moves_inside_a_long_pass():
+    """A pass of a minute a batch shows its batches, and time left before it has ended."""
+    now = [0.0]
+    seen = []
+    reporter = ProgressReporter(seen.append, seeds=1, passes=2, clock=lambda: now[0])
+    reporter.seed_started(0)
+    for batch in (1, 2, 3):
+        now[0] += 60
+        reporter.batch_finished(0, batch, 4)
+    assert [(s.epoch, s.batch, s.batches, s.remaining_seconds) for s in seen[1:]] == [
+        (0, 1, 4, pytest.approx(420)),
+        (0, 2, 4, pytest.approx(360)),
+        (0, 3, 4, pytest.approx(300)),
+    ]
 
 
 def runs_of(*accuracies):

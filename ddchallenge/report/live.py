@@ -96,11 +96,13 @@ class ScoringDisplay(_Display):
 
     def __call__(self, status: ScoringStatus) -> None:
         """Show where scoring is."""
-        done = status.seeds_done * status.epochs + status.epoch
-        loss = f"loss {status.loss:.4f}  " if status.epoch else ""
+        part = status.batch / max(status.batches, 1)
+        done = status.seeds_done * status.epochs + status.epoch + part
+        batch = f" batch {status.batch:,}/{status.batches:,}" if status.batch else ""
+        loss = f"loss {status.loss:.4f}  " if status.loss is not None else ""
         text = (
             f"seed {status.seed} ({status.seeds_done + 1} of {status.seeds})  "
-            f"epoch {status.epoch:,}/{status.epochs:,}  {loss}"
+            f"epoch {status.epoch:,}/{status.epochs:,}{batch}  {loss}"
             f"{duration(status.remaining_seconds)} left"
         )
         fraction = done / (status.seeds * status.epochs)

@@ -96,6 +96,7 @@ def score(
                 seed=seed,
                 device=torch.device(chosen),
                 on_epoch=None if reporter is None else reporter.pass_finished,
+                on_batch=None if reporter is None else reporter.batch_finished,
             )
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error, torch.OutOfMemoryError):

@@ -8,6 +8,7 @@ drawn here in its order. Nothing waits for the device between batches. Imports t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -75,6 +76,7 @@ def train_network(
     epochs: int,
     seed: int,
     on_epoch: Callable[[int, Tensor], None] | None = None,
+    on_batch: Callable[[int, int, int], None] | None = None,
 ) -> tuple[nn.Module, Tensor]:
     """Train one network for ``epochs + 1`` passes on the device the images are on.
 
@@ -82,7 +84,8 @@ def train_network(
     rate, so the momentum starts again from nothing.
 
     ``on_epoch`` is told, after every pass, its index from 0 and the pass's batch losses, float32
-    on the device; reading them waits for the device. Seeds PyTorch's generators with ``seed``
+    on the device; reading them waits for the device. ``on_batch`` is told, after every batch but
+    the last of a pass, the pass's index, how many of its batches are done, and of how many. Seeds PyTorch's generators with ``seed``
     and leaves them where the training ended.
 
     Returns the network and the loss of every batch: float32 passes×batches on the device.
@@ -107,6 +110,8 @@ def train_network(
             torch.autograd.backward(loss)
             sgd.step()
             losses[epoch, number] = loss.detach()
+            if on_batch is not None and number + 1 < batches:
+                on_batch(epoch, number + 1, batches)
         if epoch == epochs // 2 + 1:
             sgd = _sgd(network, protocol, protocol.learning_rate_after_drop)
         if on_epoch is not None:
@@ -144,13 +149,14 @@ def train_and_test(
     seed: int,
     device: torch.device,
     on_epoch: Callable[[int, Tensor], None] | None = None,
+    on_batch: Callable[[int, int, int], None] | None = None,
 ) -> SeedRun:
     """One seed run: train on ``train``, test once after the last pass on ``test``.
 
     The same seed on the same device with the same number of threads gives the same bits.
-    ``on_epoch`` as in :func:`train_network`. The caller's random state and settings are as
-    before afterwards. ``final_loss`` is the mean of the last pass's batch losses; it may be NaN
-    or infinite where training diverged, and the accuracy is then what it is.
+    ``on_epoch`` and ``on_batch`` as in :func:`train_network`. The caller's random state and settings are as
+    before afterwards. Where training diverged, ``final_loss`` is None and the accuracy is what it
+    is.
     """
     began = time.monotonic()
     with _own_random_state(device), _deterministic(), _memory(device):
@@ -161,14 +167,16 @@ def train_and_test(
             epochs=epochs,
             seed=seed,
             on_epoch=on_epoch,
+            on_batch=on_batch,
         )
         correct = count_correct(network, DeviceImages(test, spec, device), protocol.batch_size)
+    final_loss = float(losses[-1].mean())
     return SeedRun(
         seed=seed,
         accuracy=correct / len(test),
         correct=correct,
         test_images=len(test),
-        final_loss=float(losses[-1].mean()),
+        final_loss=final_loss if math.isfinite(final_loss) else None,
         seconds=time.monotonic() - began,
     )
 

@@ -18,11 +18,10 @@ INTERVAL_SECONDS: Final = 0.2
 
 
 class ProgressReporter:
-    """Turns finished passes into :class:`ScoringStatus` records, at most five a second.
+    """Turns finished batches and passes into :class:`ScoringStatus` records, at most five a second.
 
-    The losses are read, which waits for the device, only when a status is due: at the start of
-    a seed run, at its last pass, and whenever 0.2 seconds have gone by. Before a seed's first
-    pass is finished its ``loss`` is NaN.
+    The losses are read, which waits for the device, only when a status is due at the end of a
+    pass; in between the last ones read are repeated.
     """
 
     def __init__(
@@ -41,23 +40,33 @@ class ProgressReporter:
         self._told = -math.inf
         self._seed = 0
         self._seeds_done = -1
+        self._loss: float | None = None
 
     def seed_started(self, seed: int) -> None:
         """The run of this seed begins; the one before it, if any, is done."""
         self._seed = seed
         self._seeds_done += 1
-        self._report(0, math.nan)
+        self._loss = None
+        self._report(0)
+
+    def batch_finished(self, index: int, batch: int, batches: int) -> None:
+        """``batch`` of the ``batches`` of the pass of this index, from 0, are done."""
+        if self._due():
+            self._report(index, batch, batches)
 
     def pass_finished(self, index: int, losses: Tensor) -> None:
         """The pass of this index, from 0, is done; ``losses`` are its batches', on the device."""
-        last = index + 1 == self._passes
-        if last or self._clock() - self._told >= INTERVAL_SECONDS:
-            self._report(index + 1, float(losses.mean()))
+        if self._due() or index + 1 == self._passes:
+            self._loss = float(losses.mean())
+            self._report(index + 1)
 
-    def _report(self, epoch: int, loss: float) -> None:
+    def _due(self) -> bool:
+        return self._clock() - self._told >= INTERVAL_SECONDS
+
+    def _report(self, epoch: int, batch: int = 0, batches: int = 0) -> None:
         self._told = self._clock()
         elapsed = self._told - self._began
-        done = self._seeds_done * self._passes + epoch
+        done = self._seeds_done * self._passes + epoch + batch / max(batches, 1)
         left = self._seeds * self._passes - done
         self._tell(
             ScoringStatus(
@@ -66,7 +75,9 @@ class ProgressReporter:
                 seeds=self._seeds,
                 epoch=epoch,
                 epochs=self._passes,
-                loss=loss,
+                batch=batch,
+                batches=batches,
+                loss=self._loss,
                 elapsed_seconds=elapsed,
                 remaining_seconds=elapsed / done * left if done else None,
             )
