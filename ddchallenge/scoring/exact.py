@@ -85,8 +85,8 @@ def train_network(
 
     ``on_epoch`` is told, after every pass, its index from 0 and the pass's batch losses, float32
     on the device; reading them waits for the device. ``on_batch`` is told, after every batch but
-    the last of a pass, the pass's index, how many of its batches are done, and of how many. Seeds PyTorch's generators with ``seed``
-    and leaves them where the training ended.
+    the last of a pass, the pass's index, how many of its batches are done, and of how many. Seeds
+    PyTorch's generators with ``seed`` and leaves them where the training ended.
 
     Returns the network and the loss of every batch: float32 passes×batches on the device.
     """
@@ -154,9 +154,9 @@ def train_and_test(
     """One seed run: train on ``train``, test once after the last pass on ``test``.
 
     The same seed on the same device with the same number of threads gives the same bits.
-    ``on_epoch`` and ``on_batch`` as in :func:`train_network`. The caller's random state and settings are as
-    before afterwards. Where training diverged, ``final_loss`` is None and the accuracy is what it
-    is.
+    ``on_epoch`` and ``on_batch`` as in :func:`train_network`. The caller's random state and
+    settings are as before afterwards. Where training diverged, ``final_loss`` is None and the
+    accuracy is what it is.
     """
     began = time.monotonic()
     with _own_random_state(device), _deterministic(), _memory(device):
