@@ -34,11 +34,13 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _INTERRUPTED = 130
+_printed_json: list[bool] = []  # --json promises one document, also when a later step fails
 
 
 def main() -> None:
     """Entry point of ``ddchallenge``; exit status 0, 1 (a run failed) or 2 (a wrong request)."""
     arguments = sys.argv[1:]
+    _printed_json.clear()
     # People add --debug at the end of a line that failed.
     debug = "--debug" in arguments or bool(os.environ.get("DDCHALLENGE_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -69,7 +71,7 @@ def main() -> None:
 
 
 def _fail(message: str, status: int, usage: str = "") -> None:
-    if "--json" in sys.argv:
+    if "--json" in sys.argv and not _printed_json:
         click.echo(json.dumps({"error": message, "exit_status": status}))
     click.echo(f"{usage}{click.style('Error:', fg='red', bold=True)} {message}", err=True)
     sys.exit(status)
@@ -210,15 +212,15 @@ def run(
     record: bool,
     as_json: bool,
 ) -> None:
-    """From a generator (or a tensor file) to a scored result, all in one."""
+    """Go all the way: from a generator, or a tensor file, to a scored result."""
     from ddchallenge.datasets import get_dataset
-    from ddchallenge.leaderboard import check_recordable, record_path, write_result
+    from ddchallenge.leaderboard import check_recordable, record_path
     from ddchallenge.rules import get_rules
 
     rules, spec = get_rules(track), get_dataset(dataset)
     judge = _Judge.of(epochs, seeds, device)
     console = _console()
-    order = None
+    order = recorded = None
     if rules.track == "generative":
         _refuse(track, {"--images": images, "--labels": labels})
         order = _order(rules, spec, submission, budget, max_images, augment, seed, judge.device)
@@ -248,11 +250,7 @@ def run(
     else:
         bundle = _sample(console, order, data_dir, out)
     result = _score(console, bundle, test, judge)
-    write_result(out / "result.json", result)
-    if order is not None and record:
-        write_result(recorded, result)
-        console.print(f"Recorded in {recorded}", highlight=False, markup=False)
-    _show_result(console, result, out, as_json)
+    _finish(console, result, [out / "result.json", *([recorded] if recorded else [])], as_json)
 
 
 @commands.command()
@@ -274,7 +272,7 @@ def sample(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Run a generator under its budget and write a bundle: the first half of `run`."""
+    """Run a generator under its budget, to a bundle: half of `run`."""
     from ddchallenge.datasets import get_dataset
     from ddchallenge.jsonio import to_json
     from ddchallenge.rules import get_rules
@@ -313,13 +311,12 @@ def score(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Train and test networks on a bundle: the second half of `run`.
+    """Train and test networks on a bundle: the rest of `run`.
 
     BUNDLE is a bundle, or a folder with one called `bundle` in it. result.json is written into
     --out, else into that folder.
     """
     from ddchallenge.datasets import get_dataset
-    from ddchallenge.leaderboard import write_result
 
     judge = _Judge.of(epochs, seeds, device)
     console = _console()
@@ -333,9 +330,7 @@ def score(
         _refuse_existing(out / "result.json")
     test = _test_images(console, spec, data_dir)
     _show_audit(console, opened, spec)
-    result = _score(console, opened, test, judge)
-    write_result(out / "result.json", result)
-    _show_result(console, result, out, as_json)
+    _finish(console, _score(console, opened, test, judge), [out / "result.json"], as_json)
 
 
 @commands.command("import")
@@ -366,7 +361,11 @@ def import_command(
 @click.option("--out", type=_PATH, required=True, help="Folder for the official {dataset}.pt.")
 @_json
 def export_command(bundle: Path, out: Path, as_json: bool) -> None:
-    """Write a bundle as the official evaluator reads it: class-major, equal number a class."""
+    """Write a bundle as the official tensor file.
+
+    Normalised, class-major, with an equal number of images a class: what the official evaluator
+    reads.
+    """
     from ddchallenge.datasets import get_dataset
     from ddchallenge.official import export_official
 
@@ -444,13 +443,16 @@ def new(name: str, parent: Path) -> None:
     "--results", "folders", type=_PATH, multiple=True, help="Another folder of result files."
 )
 @click.option("--dataset", metavar="D", help="Only this one.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="As Markdown, for a README.")
 @_json
-def leaderboard(folders: tuple[Path, ...], dataset: str | None, as_json: bool) -> None:
-    """Rank the recorded results under baselines/ and submissions/."""
+def leaderboard(
+    folders: tuple[Path, ...], dataset: str | None, as_markdown: bool, as_json: bool
+) -> None:
+    """Rank the recorded results of all submissions."""
     from ddchallenge.datasets import get_dataset
     from ddchallenge.generator import list_submissions
     from ddchallenge.leaderboard import Leaderboard, collect, result_document
-    from ddchallenge.report.tables import leaderboard_tables
+    from ddchallenge.report.tables import leaderboard_markdown, leaderboard_tables
 
     for folder in folders:
         if not folder.is_dir():
@@ -470,6 +472,9 @@ def leaderboard(folders: tuple[Path, ...], dataset: str | None, as_json: bool) -
                 for row in board.rows
             ]
         )
+        return
+    if as_markdown:
+        click.echo(leaderboard_markdown(board), nl=False)
         return
     output = _console(err=False)
     for table in leaderboard_tables(board):
@@ -614,13 +619,9 @@ def _free_folder(out: Path | None, spec: DatasetSpec, name: str) -> Path:
         out = Path("runs") / f"{spec.name}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     for held in ("bundle", "result.json", "spool.bin", "work"):
         _refuse_existing(out / held)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(f"--out {out} cannot be written: {error.strerror}.") from None
+    above = next(folder for folder in (out, *out.resolve().parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise OutputError(f"--out {out} cannot be written: {above} is no folder to write in.")
     return out
 
 
@@ -642,6 +643,7 @@ def _console(*, err: bool = True) -> Console:
 
 def _print_json(document: object) -> None:
     click.echo(json.dumps(document, indent=1, allow_nan=False))
+    _printed_json.append(True)
 
 
 @contextmanager
@@ -748,15 +750,18 @@ def _show_audit(console: Console, bundle: Bundle, spec: DatasetSpec) -> None:
         _say(console, f"audit: {finding.text}", style="yellow")
 
 
-def _show_result(console: Console, result: Result, out: Path, as_json: bool) -> None:
-    from ddchallenge.leaderboard import result_document
+def _finish(console: Console, result: Result, paths: list[Path], as_json: bool) -> None:
+    """Show the result first: hours of scoring must not be lost to a file that can't be written."""
+    from ddchallenge.leaderboard import result_document, write_result
     from ddchallenge.report.tables import result_table
 
     if as_json:
         _print_json(result_document(result))
     else:
         _console(err=False).print(result_table(result))
-    _say(console, f"Result: {out / 'result.json'}")
+    for path in paths:
+        write_result(path, result)
+        _say(console, f"Result: {path}")
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:

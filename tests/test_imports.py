@@ -28,6 +28,7 @@ ORDER = [
     "audit",
     "scoring",
     "marks",
+    "provenance",
     "leaderboard",
     "scaffold",
     "report",

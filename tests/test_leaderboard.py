@@ -25,7 +25,12 @@ from ddchallenge.records import (
     SeedRun,
     SubmissionIdentity,
 )
-from ddchallenge.report.tables import accuracy_text, leaderboard_tables, per_class_text
+from ddchallenge.report.tables import (
+    accuracy_text,
+    leaderboard_markdown,
+    leaderboard_tables,
+    per_class_text,
+)
 from ddchallenge.rules import PROTOCOLS
 
 OFFICIAL = PROTOCOLS["eccv2024"]
@@ -227,8 +232,11 @@ def test_numbers_as_people_read_them():
     assert per_class_text((999, 1000)) == "999–1,000"
 
 
-def test_recorded_results_are_readable():
-    """Every result in this repository is one."""
+def test_the_readme_shows_the_recorded_results():
+    """Every result in this repository is one, and the README's table is made of them."""
     root = Path(__file__).parent.parent
     folders = [*root.glob("baselines/*/results"), *root.glob("submissions/*/results")]
-    assert collect(folders).problems == ()
+    board = collect(folders)
+    assert board.problems == ()
+    assert {"gaussian", "real_subset"} <= {row.result.submission.name for row in board.rows}
+    assert leaderboard_markdown(board) in (root / "README.md").read_text()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "accuracy_text",
     "availability_table",
+    "leaderboard_markdown",
     "leaderboard_tables",
     "per_class_text",
     "result_table",
@@ -42,12 +43,8 @@ def leaderboard_tables(board: Leaderboard) -> list[Table]:
     from rich.markup import escape
     from rich.table import Table
 
-    def heading(row: Row) -> str:
-        result = row.result
-        return f"{result.dataset} · {result.track} · {result.protocol.id}"
-
     tables = []
-    for title, rows in groupby(board.rows, heading):
+    for title, rows in groupby(board.rows, _heading):
         table = Table(title=title, title_justify="left", title_style="bold")
         table.add_column("rank", justify="right")
         table.add_column("submission", no_wrap=True)
@@ -56,17 +53,43 @@ def leaderboard_tables(board: Leaderboard) -> list[Table]:
         table.add_column("chance, %", justify="right")
         table.add_column("marks", overflow="fold")
         for row in rows:
-            result = row.result
-            table.add_row(
-                str(row.rank) if row.rank else "–",
-                escape(result.submission.name),
-                per_class_text(result.bundle.images_per_class),
-                accuracy_text(result),
-                f"{result.chance:.1%}"[:-1],
-                escape("; ".join(result.marks)),
-            )
+            table.add_row(*map(escape, _cells(row)))
         tables.append(table)
     return tables
+
+
+def leaderboard_markdown(board: Leaderboard) -> str:
+    """The same as Markdown, for a README or a pull request."""
+    lines = []
+    for title, rows in groupby(board.rows, _heading):
+        lines += [
+            f"**{title}**",
+            "",
+            "| rank | submission | images a class | accuracy, % | chance, % | marks |",
+            "|---:|---|---:|---:|---:|---|",
+        ]
+        lines += [
+            f"| {' | '.join(cell.replace('|', '/') for cell in _cells(row))} |" for row in rows
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _heading(row: Row) -> str:
+    result = row.result
+    return f"{result.dataset} · {result.track} · {result.protocol.id}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    result = row.result
+    return (
+        str(row.rank) if row.rank else "–",
+        result.submission.name,
+        per_class_text(result.bundle.images_per_class),
+        accuracy_text(result),
+        f"{result.chance:.1%}"[:-1],
+        "; ".join(result.marks),
+    )
 
 
 def result_table(result: Result) -> Table:

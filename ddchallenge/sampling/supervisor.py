@@ -54,6 +54,8 @@ __all__ = ["Sampled", "SamplingOrder", "sample"]
 IN_FLIGHT: Final = 2
 TICK_SECONDS: Final = 0.1
 RATE_BATCHES: Final = 8
+# However fast frames come, display and augmentation get their turn.
+FRAMES_AT_A_TIME: Final = 16
 # Images handed to the augmentation pool at a time, and how many such pieces may wait there.
 AUGMENTATION_CHUNK: Final = 32
 AUGMENTATION_WAITING: Final = 6
@@ -350,7 +352,10 @@ class _Race:
     def _receive(self, reader: FrameReader, log: OutputLog, spool: Spool) -> bool:
         """Take the frames that are whole; False when no more will come."""
         try:
-            while (frame := reader.poll()) is not None:
+            for _ in range(FRAMES_AT_A_TIME):
+                frame = reader.poll()
+                if frame is None:
+                    break
                 self._tick()
                 if self.now >= self.deadline:
                     self._count_late(frame)
@@ -474,7 +479,10 @@ class _Race:
                     pass  # a cut frame is what stopping makes of it
 
         try:
-            worker.stop(drain)
+            if left := worker.stop(drain):
+                reason, detail = self.ended or ("crashed", "")
+                detail = f"{detail}; processes {sorted(left)} cannot be killed".lstrip("; ")
+                self.ended = (reason, detail)
             log.drain_rest(worker.output)
         finally:
             if self.pool is not None:

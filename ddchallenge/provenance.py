@@ -1,0 +1,159 @@
+"""What a bundle and a result say of where they come from, gathered at the end of each stage."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from ddchallenge.bundle import tensor_digest
+from ddchallenge.environment import describe_environment, thread_count
+from ddchallenge.marks import is_official, marks_of
+from ddchallenge.official import ImportedImages
+from ddchallenge.records import (
+    Bundle,
+    BundleSummary,
+    DatasetSpec,
+    DatasetSplit,
+    Manifest,
+    ProtocolUse,
+    Provenance,
+    Result,
+    SamplingSummary,
+    ScoringProtocol,
+    SeedRun,
+    SubmissionIdentity,
+    Track,
+)
+from ddchallenge.sampling.supervisor import Sampled, SamplingOrder
+from ddchallenge.scoring import mean_and_deviation
+
+__all__ = ["imported_manifest", "result_of", "sampled_manifest"]
+
+
+def sampled_manifest(
+    order: SamplingOrder,
+    identity: SubmissionIdentity,
+    training: DatasetSplit | None,
+    sampled: Sampled,
+) -> Manifest:
+    """The manifest of what a run under the clock brought.
+
+    ``identity`` is the submission's as it was before it ran; ``training`` the images it was given.
+    """
+    spec = order.dataset
+    return Manifest(
+        schema=1,
+        track=order.rules.track,
+        dataset=spec.name,
+        digest=tensor_digest(spec, sampled.data),
+        dtype="uint8",
+        images=len(sampled.data),
+        images_per_class=sampled.data.images_per_class(spec.num_classes),
+        normalisation="pixels",
+        submission=identity,
+        ranked=order.submission.ranked,
+        contains_real_images=order.submission.contains_real_images,
+        training_images_per_class=training.images_per_class if training else None,
+        training_digest=training.digest if training else None,
+        origin=None,
+        sampling=sampled.log,
+        environment=describe_environment(order.device),
+    )
+
+
+def imported_manifest(
+    file: Path, spec: DatasetSpec, track: Track, imported: ImportedImages
+) -> Manifest:
+    """The manifest of an official tensor file; the identity is its name and its SHA-256."""
+    with file.open("rb") as opened:
+        file_digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    data = imported.data
+    return Manifest(
+        schema=1,
+        track=track,
+        dataset=spec.name,
+        digest=tensor_digest(spec, data),
+        dtype="uint8" if data.images.dtype == "uint8" else "float32",
+        images=len(data),
+        images_per_class=data.images_per_class(spec.num_classes),
+        normalisation=imported.normalisation,
+        submission=SubmissionIdentity(name=file.stem, digest=file_digest),
+        ranked=True,
+        contains_real_images=False,
+        training_images_per_class=None,
+        training_digest=None,
+        origin=file.name,
+        sampling=None,
+        environment=describe_environment("cpu"),
+    )
+
+
+def result_of(
+    bundle: Bundle,
+    test: DatasetSplit,
+    protocol: ScoringProtocol,
+    epochs: int,
+    seeds: tuple[int, ...],
+    device: str,
+    runs: tuple[SeedRun, ...],
+) -> Result:
+    """The result of scoring a bundle, with everything it was got from."""
+    manifest = bundle.manifest
+    environment = describe_environment(device)
+    return Result(
+        schema=1,
+        track=manifest.track,
+        dataset=manifest.dataset,
+        submission=manifest.submission,
+        ranked=manifest.ranked,
+        protocol=ProtocolUse(
+            id=protocol.id,
+            epochs=epochs,
+            official=is_official(protocol, epochs, seeds),
+            numerics="exact",
+            device=device,
+        ),
+        bundle=BundleSummary(
+            digest=manifest.digest,
+            images=manifest.images,
+            images_per_class=manifest.images_per_class,
+        ),
+        sampling=_summary(manifest),
+        runs=runs,
+        accuracy=mean_and_deviation(runs),
+        chance=test.spec.chance,
+        marks=marks_of(manifest, test.spec, protocol, epochs, seeds),
+        provenance=Provenance(
+            version=environment.version,
+            commit=environment.commit,
+            dirty=environment.dirty,
+            python=environment.python,
+            torch=environment.torch,
+            platform=environment.platform,
+            device=device,
+            hardware=environment.hardware,
+            threads=thread_count(),
+            training_images_per_class=manifest.training_images_per_class,
+            training_digest=manifest.training_digest,
+            test_digest=test.digest,
+        ),
+    )
+
+
+def _summary(manifest: Manifest) -> SamplingSummary | None:
+    log = manifest.sampling
+    if log is None:
+        return None
+    return SamplingSummary(
+        budget_seconds=log.budget_seconds,
+        elapsed_seconds=log.elapsed_seconds,
+        stop=log.stop,
+        images_sampled=log.images_sampled,
+        images_augmented=log.images_augmented,
+        late_images=log.late_images,
+        augmentation=log.augmentation,
+        run_seed=log.run_seed,
+        device=log.device,
+        hardware=manifest.environment.hardware,
+        seconds=log.seconds,
+    )
