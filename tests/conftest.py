@@ -9,24 +9,8 @@ from textwrap import dedent
 import pytest
 
 from ddchallenge.generator import Submission, read_submission
-from ddchallenge.records import DatasetSpec
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-
-@pytest.fixture
-def tiny_spec() -> DatasetSpec:
-    """Three classes of 8×8 images; no such data exists on disk."""
-    return DatasetSpec(
-        name="digits",
-        class_ids=tuple("0123456789"),
-        class_names=tuple("0123456789"),
-        image_size=8,
-        mean=(0.3, 0.3, 0.3),
-        std=(0.4, 0.4, 0.4),
-        training_images_per_class=126,
-        test_images=500,
-    )
 
 
 class SubmissionMaker:
