@@ -13,6 +13,8 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 
 demo: $(VENV)/installed
 	$(BIN)/ddchallenge run --track generative --dataset digits
+	@echo
+	@echo "Next: . $(BIN)/activate && ddchallenge new mine"
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
@@ -25,6 +27,7 @@ check: $(VENV)/installed
 # The locked packages with their hashes first, then this checkout on top of them.
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): PyTorch with CUDA and the rest, about 6 GB, a few minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,15 +31,24 @@ class Finding:
     text: str
 
 
-def audit(data: LabeledImages, spec: DatasetSpec) -> tuple[Finding, ...]:
+def audit(
+    data: LabeledImages, spec: DatasetSpec, test: LabeledImages | None = None
+) -> tuple[Finding, ...]:
     """Looks for missing and unbalanced classes, copies, blank, grey and nearly black images.
+
+    With ``test``, also for images of the test set, compared byte by byte in the same dtype.
 
     Goes over the images once, about 1.5 seconds for 50 000 of 64 px; needs little memory. Labels
     must be below the number of classes.
     """
     return tuple(
         finding
-        for finding in (*_classes(data, spec), *_copies(data, spec), *_content(data, spec))
+        for finding in (
+            *_test_images(data, test, spec),
+            *_classes(data, spec),
+            *_copies(data, spec),
+            *_content(data, spec),
+        )
         if finding is not None
     )
 
@@ -52,24 +62,44 @@ def _classes(data: LabeledImages, spec: DatasetSpec) -> list[Finding | None]:
         names = ", ".join(spec.class_names[i] for i in empty[:3]) + ", ..." * (len(empty) > 3)
         text = f"{_of(len(empty), spec.num_classes)} classes have no image: {names}"
         return [Finding(level="warning", code="empty-classes", text=text)]
-    if counts.max() - counts.min() > 1:
+    # A deadline cuts the copies of some classes: that much is not the generator's doing.
+    if counts.max() - counts.min() > max(1, counts.max() // 20):
         text = f"the classes are unbalanced: {counts.min():,} to {counts.max():,} images a class"
         return [Finding(level="info", code="unbalanced", text=text)]
     return []
 
 
-def _copies(data: LabeledImages, spec: DatasetSpec) -> list[Finding | None]:
+def _digests(data: LabeledImages) -> Iterator[bytes]:
     import numpy as np
 
-    same: defaultdict[bytes, list[int]] = defaultdict(list)
-    for index, image in enumerate(data.images):
+    for image in data.images:
         content = np.ascontiguousarray(image).data.cast("B")
-        same[hashlib.blake2b(content, digest_size=16).digest()].append(index)
+        yield hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _test_images(
+    data: LabeledImages, test: LabeledImages | None, spec: DatasetSpec
+) -> list[Finding | None]:
+    if test is None or data.images.dtype != test.images.dtype:
+        return []
+    secret = set(_digests(test))
+    shown = sum(content in secret for content in _digests(data))
+    if not shown:
+        return []
+    text = f"{_of(shown, len(data))} images are test images of {spec.name}: the score is worthless"
+    return [Finding(level="error", code="test-images", text=text)]
+
+
+def _copies(data: LabeledImages, spec: DatasetSpec) -> list[Finding | None]:
+    same: defaultdict[bytes, list[int]] = defaultdict(list)
+    for index, content in enumerate(_digests(data)):
+        same[content].append(index)
     groups = [group for group in same.values() if len(group) > 1]
     torn = [group for group in groups if len(set(data.labels[group].tolist())) > 1]
     found: list[Finding | None] = []
-    if groups:
-        surplus = sum(len(group) - 1 for group in groups)
+    surplus = sum(len(group) - 1 for group in groups)
+    # Now and then all six transforms of pda5 leave an image as it is: 2 copies in 1000.
+    if surplus * 100 > len(data):
         text = (
             f"{_of(surplus, len(data))} images are exact copies of another one, "
             f"the first is image {groups[0][1]}, a copy of image {groups[0][0]}"
@@ -78,7 +108,7 @@ def _copies(data: LabeledImages, spec: DatasetSpec) -> list[Finding | None]:
     if torn:
         names = {spec.class_names[label] for label in data.labels[torn[0]].tolist()}
         text = (
-            f"{len(torn):,} images stand under more than one label, "
+            f"{len(torn):,} different images stand under more than one label each, "
             f"the first under {' and '.join(sorted(names)[:3])}"
         )
         found.append(Finding(level="warning", code="contradictory-copies", text=text))

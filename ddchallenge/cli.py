@@ -48,6 +48,9 @@ def main() -> None:
         commands.main(arguments, prog_name="ddchallenge", standalone_mode=False)
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code, _usage(error))
     except (KeyboardInterrupt, click.Abort):
@@ -110,8 +113,16 @@ class _Seeds(click.ParamType[tuple[int, ...]]):
 _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 _PATH = click.Path(path_type=Path)
 
+
+def _required(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
+    # click would say that the option is missing, but not what could be given.
+    if value is None:
+        raise RequestError(f"--{param.name} is missing.\n{getattr(param, 'help', '')}")
+    return value
+
+
 _dataset = click.option(
-    "--dataset", required=True, metavar="D", help="digits, cifar100 or tinyimagenet."
+    "--dataset", callback=_required, metavar="D", help="digits, cifar100 or tinyimagenet."
 )
 _data_dir = click.option(
     "--data-dir",
@@ -161,7 +172,7 @@ _scoring = _together(
     click.option(
         "--epochs",
         type=click.IntRange(min=0),
-        help="The Epoch of the official script.  [default: 1000]",
+        help="N makes N + 1 passes, as in the official script.  [default: 1000]",
     ),
     click.option("--seeds", type=_Seeds(), help="One network each.  [default: 0,1,2]"),
 )
@@ -183,7 +194,12 @@ def commands() -> None:
 
 
 @commands.command()
-@click.option("--track", required=True, metavar="generative|fixed-ipc", help="Which rules.")
+@click.option(
+    "--track",
+    callback=_required,
+    metavar="T",
+    help="generative (a generator under a budget) or fixed-ipc (a tensor file).",
+)
 @_dataset
 @_sampling
 @click.option("--images", type=_PATH, help="The tensor file of the fixed-ipc track.")
@@ -227,7 +243,8 @@ def run(
         origin = order.submission.name
         if record:
             recorded = record_path(order.submission, spec.name, judge.protocol.id)
-            check_recordable(recorded, official=judge.official)
+            by_the_rules = judge.official and order.budget_seconds == rules.budget_seconds
+            check_recordable(recorded, official=by_the_rules)
     else:
         _refuse(
             track,
@@ -249,8 +266,10 @@ def run(
         bundle = _import(console, cast("Path", images), labels, spec, rules.track, out / "bundle")
     else:
         bundle = _sample(console, order, data_dir, out)
-    result = _score(console, bundle, test, judge)
+    _show_audit(console, bundle, spec, test)
+    result = _score(console, bundle, test, judge, data_dir)
     _finish(console, result, [out / "result.json", *([recorded] if recorded else [])], as_json)
+    _end_as_the_generator_did(bundle, out)
 
 
 @commands.command()
@@ -290,9 +309,12 @@ def sample(
         resolve_device(device),
     )
     out = _free_folder(out, spec, order.submission.name)
-    bundle = _sample(_console(), order, data_dir, out)
+    console = _console()
+    bundle = _sample(console, order, data_dir, out)
+    _show_audit(console, bundle, spec)
     if as_json:
         _print_json({"bundle": str(bundle.folder), "manifest": to_json(bundle.manifest)})
+    _end_as_the_generator_did(bundle, out)
 
 
 @commands.command()
@@ -301,6 +323,7 @@ def sample(
 @_device
 @_data_dir
 @_out
+@click.option("--record", is_flag=True, help="Put the result beside the submission.")
 @_json
 def score(
     bundle: Path,
@@ -309,6 +332,7 @@ def score(
     device: str,
     data_dir: Path | None,
     out: Path | None,
+    record: bool,
     as_json: bool,
 ) -> None:
     """Train and test networks on a bundle: the rest of `run`.
@@ -328,9 +352,11 @@ def score(
         # `run` has its bundle in a folder of that name, beside the result.
         out = opened.folder.parent if opened.folder.name == "bundle" else opened.folder
         _refuse_existing(out / "result.json")
+    recorded = [_place_for(opened, spec, judge)] if record else []
     test = _test_images(console, spec, data_dir)
-    _show_audit(console, opened, spec)
-    _finish(console, _score(console, opened, test, judge), [out / "result.json"], as_json)
+    _show_audit(console, opened, spec, test)
+    result = _score(console, opened, test, judge, data_dir)
+    _finish(console, result, [out / "result.json", *recorded], as_json)
 
 
 @commands.command("import")
@@ -351,7 +377,9 @@ def import_command(
     from ddchallenge.rules import get_rules
 
     spec = get_dataset(dataset)
-    bundle = _import(_console(), file, labels, spec, get_rules(track).track, out)
+    console = _console()
+    bundle = _import(console, file, labels, spec, get_rules(track).track, out)
+    _show_audit(console, bundle, spec)
     if as_json:
         _print_json({"bundle": str(bundle.folder), "manifest": to_json(bundle.manifest)})
 
@@ -429,8 +457,12 @@ def submissions(as_json: bool) -> None:
 )
 def new(name: str, parent: Path) -> None:
     """Make a working submission to edit, submissions/NAME."""
+    from ddchallenge.generator import list_submissions
     from ddchallenge.scaffold import new_submission
 
+    for row in list_submissions():
+        if row.name == name:
+            raise RequestError(f"There is a submission {name} already, in {row.folder}.")
     folder = new_submission(name, parent)
     click.echo(
         f"{folder} is ready. Edit {folder / 'generate.py'}, then\n"
@@ -457,7 +489,7 @@ def leaderboard(
     for folder in folders:
         if not folder.is_dir():
             raise RequestError(f"--results {folder} is not a folder.")
-    board = collect([*(row.folder / "results" for row in list_submissions()), *folders])
+    board = collect((row.submission for row in list_submissions() if row.submission), folders)
     if dataset is not None:
         wanted = get_dataset(dataset).name
         rows = tuple(row for row in board.rows if row.result.dataset == wanted)
@@ -560,6 +592,15 @@ class _Judge:
         self.seeds = seeds
         self.device = device
         self.official = is_official(protocol, epochs, seeds)
+
+    def options(self) -> str:
+        """What of it has to be said on a command line."""
+        said = ""
+        if self.epochs != self.protocol.epochs:
+            said += f" --epochs {self.epochs}"
+        if self.seeds != self.protocol.seeds:
+            said += f" --seeds {','.join(map(str, self.seeds))}"
+        return said
 
     @classmethod
     def of(cls, epochs: int | None, seeds: tuple[int, ...] | None, device: str) -> _Judge:
@@ -682,11 +723,10 @@ def _sample(console: Console, order: SamplingOrder, data_dir: Path | None, out: 
         if log.stop in ("crashed", "refused"):
             _say(console, f"What it printed is in {out / 'worker.log'}")
     _say(console, f"Bundle: {bundle.folder} (look at {bundle.folder / 'samples.png'})")
-    _show_audit(console, bundle, order.dataset)
     if log is not None and log.stop == "interrupted":
         raise RunError(
             f"Interrupted; the {bundle.manifest.images:,} images so far are kept.\n"
-            f"`ddchallenge score {out}` scores them."
+            f"`ddchallenge score {out}{_data_option(data_dir)}` scores them."
         )
     return bundle
 
@@ -701,7 +741,6 @@ def _import(
     for note in imported.notes:
         _say(console, note, style="yellow")
     _say(console, f"Bundle: {bundle.folder} (look at {bundle.folder / 'samples.png'})")
-    _show_audit(console, bundle, spec)
     return bundle
 
 
@@ -720,7 +759,9 @@ def _test_images(console: Console, spec: DatasetSpec, data_dir: Path | None) -> 
         return load_split(spec, "test", data_dir)
 
 
-def _score(console: Console, bundle: Bundle, test: DatasetSplit, judge: _Judge) -> Result:
+def _score(
+    console: Console, bundle: Bundle, test: DatasetSplit, judge: _Judge, data_dir: Path | None
+) -> Result:
     from ddchallenge.pipeline import score_bundle
     from ddchallenge.report.live import ScoringDisplay
 
@@ -736,16 +777,50 @@ def _score(console: Console, bundle: Bundle, test: DatasetSplit, judge: _Judge) 
                 on_progress=display,
             )
     except KeyboardInterrupt:
+        again = f"ddchallenge score {bundle.folder}{judge.options()}{_data_option(data_dir)}"
+        raise RunError(f"Interrupted; the bundle is kept. To score it:\n  {again}") from None
+
+
+def _data_option(data_dir: Path | None) -> str:
+    return f" --data-dir {data_dir}" if data_dir else ""
+
+
+def _end_as_the_generator_did(bundle: Bundle, out: Path) -> None:
+    """A generator that failed is a failed run, whatever could be kept and scored of it."""
+    log = bundle.manifest.sampling
+    if log is not None and log.stop in ("crashed", "refused", "disk-full"):
         raise RunError(
-            f"Interrupted; the bundle is kept. `ddchallenge score {bundle.folder}` scores it."
-        ) from None
+            f"The run {log.stop}: {log.stop_detail}\n"
+            f"The {bundle.manifest.images:,} images it handed over before that are kept in {out}."
+        )
 
 
-def _show_audit(console: Console, bundle: Bundle, spec: DatasetSpec) -> None:
+def _place_for(bundle: Bundle, spec: DatasetSpec, judge: _Judge) -> Path:
+    """Where a bundle's result is recorded: beside the very submission that made it."""
+    from ddchallenge.generator import find_submission
+    from ddchallenge.leaderboard import check_recordable, record_path
+    from ddchallenge.marks import UNOFFICIAL, marks_of
+
+    made_by = bundle.manifest.submission
+    submission = find_submission(made_by.name)
+    if submission.identity.digest != made_by.digest:
+        raise RequestError(
+            f"--record: the submission {made_by.name} has changed since this bundle was made.\n"
+            "Sample again, or score without --record."
+        )
+    place = record_path(submission, spec.name, judge.protocol.id)
+    marks = marks_of(bundle.manifest, spec, judge.protocol, judge.epochs, judge.seeds)
+    check_recordable(place, official=not any(mark.startswith(UNOFFICIAL) for mark in marks))
+    return place
+
+
+def _show_audit(
+    console: Console, bundle: Bundle, spec: DatasetSpec, test: DatasetSplit | None = None
+) -> None:
     from ddchallenge.audit import audit
 
     with _waiting(console, "Auditing the bundle"):
-        findings = audit(bundle.data, spec)
+        findings = audit(bundle.data, spec, test.data if test else None)
     for finding in findings:
         _say(console, f"audit: {finding.text}", style="yellow")
 

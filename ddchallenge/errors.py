@@ -59,8 +59,9 @@ class UnknownNameError(RequestError):
 
     def __init__(self, kind: str, name: str, choices: Iterable[str]) -> None:
         known = sorted(choices)
-        close = get_close_matches(name, known, n=1, cutoff=0.6)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        spelled = {choice.casefold(): choice for choice in known}
+        close = get_close_matches(name.casefold(), spelled, n=1, cutoff=0.6)
+        hint = f" Did you mean {spelled[close[0]]!r}?" if close else ""
         listing = ", ".join(known) if known else "none found"
         super().__init__(f"No {kind} is called {name!r}.{hint}\nChoices: {listing}")
 

@@ -66,8 +66,8 @@ class Generator(Protocol):
     def generate(self, labels: NDArray[np.int64], seed: int) -> NDArray[np.uint8] | torch.Tensor:
         """One image for each label: uint8 N×3×H×W pixels, H = W = the dataset's image size.
 
-        ``labels`` is int64 of shape N, values 0..classes-1. ``seed`` is 0..2^63-1. The same
-        labels and seed must give the same images: bundles are checked by generating batches again.
+        ``labels`` is int64 of shape N, values 0..classes-1. ``seed`` is 0..2^32-1. The same
+        labels and seed must give the same images, so that any batch can be generated again.
         """
 
 
@@ -94,7 +94,7 @@ class Submission:
 
     @property
     def identity(self) -> SubmissionIdentity:
-        """Name and digest; the digest covers every file but results, caches and dot files."""
+        """Name and digest; see :func:`folder_digest` for what the digest covers."""
         return SubmissionIdentity(name=self.name, digest=folder_digest(self.folder))
 
 
@@ -269,14 +269,17 @@ def read_submission(folder: Path) -> Submission:
 def folder_digest(folder: Path) -> str:
     """Hex SHA-256 over the relative paths and contents of a submission's files, sorted by path.
 
-    ``results/``, ``__pycache__`` and names that begin with a dot do not count. Raises
+    ``README.md``, ``results/``, ``__pycache__`` and names that begin with a dot do not count, since
+    they make no images. Raises
     :class:`SubmissionError` for a symbolic link: it could point outside the folder.
     """
     digest = hashlib.sha256(b"ddchallenge-submission-1\0")
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         parts = relative.parts
-        if parts[0] == "results" or any(p == "__pycache__" or p.startswith(".") for p in parts):
+        if parts[0] in ("results", "README.md") or any(
+            p == "__pycache__" or p.startswith(".") for p in parts
+        ):
             continue
         if path.is_symlink():
             raise SubmissionError(f"{path} is a symbolic link; a submission holds plain files.")
@@ -350,9 +353,10 @@ def list_submissions() -> tuple[ListedSubmission, ...]:
 def _named(name: str, folder: Path) -> Submission:
     submission = read_submission(folder)
     if submission.name != name:
+        line = _Lines((folder / CONFIG_NAME).read_text(encoding="utf-8")).of("name")
         raise SubmissionError(
-            f"{folder / CONFIG_NAME}: name is {submission.name!r}, but it is found as {name!r}; "
-            "the two must be the same."
+            f"{folder / CONFIG_NAME}, line {line}: name is {submission.name!r}, but the folder is "
+            f"{name!r}; the two must be the same."
         )
     return submission
 

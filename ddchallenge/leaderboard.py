@@ -7,13 +7,14 @@ the sum of those files, so git is its database and a pull request its upload.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from ddchallenge.errors import OutputError, RequestError
 from ddchallenge.generator import Submission
 from ddchallenge.jsonio import DocumentError, from_json, read_json, to_json, write_json
+from ddchallenge.marks import UNOFFICIAL
 from ddchallenge.records import Result
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Row",
     "check_recordable",
     "collect",
+    "counts_as_official",
     "read_result",
     "record_path",
     "result_document",
@@ -73,41 +75,79 @@ def record_path(submission: Submission, dataset: str, protocol: str) -> Path:
     return submission.folder / "results" / f"{dataset}.{protocol}.json"
 
 
+def counts_as_official(result: Result) -> bool:
+    """Whether a result was got by the rules: the whole protocol, the budget, the clock."""
+    return result.protocol.official and not any(m.startswith(UNOFFICIAL) for m in result.marks)
+
+
 def check_recordable(path: Path, *, official: bool) -> None:
     """Raise :class:`OutputError` where recording would put an unofficial result over another."""
     if official or not path.exists():
         return
-    if read_result(path).protocol.official:
+    if counts_as_official(read_result(path)):
         raise OutputError(
             f"{path} holds an official result, and this run is not one.\n"
-            "Leave --record out, or run with the protocol's own epochs and seeds."
+            "Leave --record out, or use the track's budget and the protocol's epochs and seeds."
         )
 
 
-def collect(folders: Iterable[Path]) -> Leaderboard:
-    """Every ``*.json`` in the given folders that is a result, ranked.
+def collect(submissions: Iterable[Submission], folders: Iterable[Path] = ()) -> Leaderboard:
+    """The results recorded beside submissions, and those in other folders, ranked.
 
-    Ranked among themselves: official results of ranked submissions with the same dataset, track
-    and protocol, by mean accuracy. The others stand in the same order without a rank.
+    ``folders`` are searched for ``*.json`` and, run folders being what they are, for
+    ``*/result.json``. Ranked among themselves: official results of ranked submissions with the
+    same dataset, track and protocol, by mean accuracy. The others stand in the same order without
+    a rank. A result beside a submission of another name is left out (a copied folder); one of
+    another version of the submission is marked.
     """
-    results: list[tuple[Result, Path]] = []
-    problems = []
-    for path in sorted({p for folder in folders for p in folder.glob("*.json")}):
+    found: list[tuple[Result, Path]] = []
+    problems: list[str] = []
+
+    def read(path: Path, submission: Submission | None) -> None:
         try:
-            results.append((read_result(path), path))
+            result = read_result(path)
+            if submission is not None:
+                result = _of_submission(result, path, submission)
+            found.append((result, path))
         except RequestError as error:
             problems.append(str(error))
-    results.sort(key=lambda item: (*_group(item[0]), -item[0].accuracy.mean, str(item[1])))
+
+    for submission in submissions:
+        for path in sorted((submission.folder / "results").glob("*.json")):
+            read(path, submission)
+    for folder in folders:
+        paths = sorted({*folder.glob("*.json"), *folder.glob("*/result.json")})
+        if not paths:
+            problems.append(f"{folder} holds no result: neither *.json nor */result.json")
+        for path in paths:
+            read(path, None)
+    return Leaderboard(_ranked(found), tuple(problems))
+
+
+def _of_submission(result: Result, path: Path, submission: Submission) -> Result:
+    if result.submission.name != submission.name:
+        raise RequestError(
+            f"{path} is a result of {result.submission.name}, not of {submission.name}: "
+            "remove it if the folder was copied"
+        )
+    if result.submission.digest != submission.identity.digest:
+        changed = "the submission has changed since"
+        return replace(result, marks=(*result.marks, changed))
+    return result
+
+
+def _ranked(found: list[tuple[Result, Path]]) -> tuple[Row, ...]:
+    found.sort(key=lambda item: (*_group(item[0]), -item[0].accuracy.mean, str(item[1])))
     rows = []
     last_group: tuple[str, str, str] | None = None
     rank = 0
-    for result, path in results:
+    for result, path in found:
         if _group(result) != last_group:
             last_group, rank = _group(result), 0
-        counts = result.ranked and result.protocol.official
+        counts = result.ranked and counts_as_official(result)
         rank += counts
         rows.append(Row(rank if counts else None, result, path))
-    return Leaderboard(tuple(rows), tuple(problems))
+    return tuple(rows)
 
 
 def _group(result: Result) -> tuple[str, str, str]:

@@ -10,7 +10,10 @@ from typing import Final
 from ddchallenge.records import DatasetSpec, Manifest, ScoringProtocol
 from ddchallenge.rules import get_rules
 
-__all__ = ["is_official", "marks_of"]
+__all__ = ["UNOFFICIAL", "is_official", "marks_of"]
+
+# How the marks begin that cost a result its rank.
+UNOFFICIAL: Final = "unofficial: "
 
 # Stated by the challenge; "digits" has no stated hardware.
 OFFICIAL_HARDWARE: Final = {"cifar100": "RTX 4090", "tinyimagenet": "RTX 4090"}
@@ -41,9 +44,9 @@ def _scoring_marks(
 ) -> tuple[str, ...]:
     marks = []
     if epochs != protocol.epochs:
-        marks.append(f"unofficial: {epochs} of {protocol.epochs} epochs")
+        marks.append(f"{UNOFFICIAL}{epochs} of {protocol.epochs} epochs")
     if seeds != protocol.seeds:
-        marks.append(f"unofficial: seeds {','.join(map(str, seeds))}")
+        marks.append(f"{UNOFFICIAL}seeds {','.join(map(str, seeds))}")
     return tuple(marks)
 
 
@@ -52,15 +55,17 @@ def _sampling_marks(manifest: Manifest, spec: DatasetSpec) -> tuple[str, ...]:
     log = manifest.sampling
     if log is None:
         if manifest.track == "generative":
-            marks.append("unofficial: imported, not sampled under a clock")
+            marks.append(UNOFFICIAL + "imported, not sampled under a clock")
         return tuple(marks)
     budget = get_rules(manifest.track).budget_seconds
     if budget is not None and log.budget_seconds != budget:
-        marks.append(f"unofficial: budget {log.budget_seconds:g} s of {budget:g} s")
+        marks.append(f"{UNOFFICIAL}budget {log.budget_seconds:g} s of {budget:g} s")
     hardware = OFFICIAL_HARDWARE.get(spec.name)
     if hardware and hardware not in manifest.environment.hardware:
         marks.append(f"not on an {hardware}")
-    if log.stop not in ("images", "deadline"):
+    if log.stop in ("interrupted", "disk-full"):
+        marks.append(f"{UNOFFICIAL}stopped early: {log.stop}")
+    elif log.stop in ("crashed", "refused"):
         marks.append(f"stopped early: {log.stop}")
     if log.max_images is not None:
         marks.append(f"at most {log.max_images} images")

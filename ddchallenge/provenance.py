@@ -148,6 +148,7 @@ def _summary(manifest: Manifest) -> SamplingSummary | None:
         budget_seconds=log.budget_seconds,
         elapsed_seconds=log.elapsed_seconds,
         stop=log.stop,
+        stop_detail=log.stop_detail,
         images_sampled=log.images_sampled,
         images_augmented=log.images_augmented,
         late_images=log.late_images,

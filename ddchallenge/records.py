@@ -244,14 +244,17 @@ class GenerationTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRecord:
-    """One batch that arrived in time.
+    """Batches of one size that arrived in time, shortly after one another.
 
-    The batch holds the sampled images ``first`` to ``first + count - 1``; sampled image i has
-    label ``i % classes``. ``seed`` is what the generator was given. ``received_seconds`` is on
-    the supervisor's clock.
+    ``batches`` of them, ``count`` images each, the first with number ``index``. They hold the
+    sampled images from ``first`` on; sampled image i has label ``i % classes``. ``seed`` is what
+    the generator was given for the first of them; those of the others follow from the run seed
+    and their numbers (:func:`ddchallenge.sampling.schedule.batch_seed`). ``received_seconds``,
+    on the supervisor's clock, is when the last of them was there.
     """
 
     index: int
+    batches: int
     seed: int
     first: int
     count: int
@@ -386,7 +389,7 @@ class ScoringStatus:
     """What the progress display shows while scoring; ``epochs`` is the number of passes.
 
     ``epoch`` passes of this seed are done, and ``batch`` of ``batches`` of the next one. ``loss``
-    is the mean training loss of the last pass whose losses were read, None before the first.
+    is the mean training loss of the pass so far, None before the first batch.
     ``remaining_seconds`` is for all seeds together, None until a batch was timed."""
 
     seed: int
@@ -436,6 +439,7 @@ class SamplingSummary:
     budget_seconds: float
     elapsed_seconds: float
     stop: StopReason
+    stop_detail: str
     images_sampled: int
     images_augmented: int
     late_images: int

@@ -171,7 +171,7 @@ RUN = ["run", "--track", "generative", "--dataset", "digits"]
         ([*RUN, "--max-images", "3", "--augment", "pda5"], "one image and its 4 copies"),
         ([*RUN, "--images", "x.pt"], "means nothing on the generative track"),
         (["run", "--track", "fixed-ipc", "--dataset", "digits"], "needs --images"),
-        (["run", "--track", "generative"], "Missing option '--dataset'"),
+        (["run", "--track", "generative"], "--dataset is missing. digits, cifar100"),
         (["score", "no-such-bundle"], "no-such-bundle"),
         (["import", "no-such.pt", "--dataset", "digits", "--out", "B"], "no-such.pt"),
         (["data", "verify", "digit"], "Did you mean 'digits'?"),

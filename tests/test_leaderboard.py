@@ -10,6 +10,7 @@ import pytest
 
 from ddchallenge.datasets import get_dataset
 from ddchallenge.errors import OutputError, RequestError
+from ddchallenge.generator import read_submission
 from ddchallenge.leaderboard import check_recordable, collect, read_result, write_result
 from ddchallenge.marks import is_official, marks_of
 from ddchallenge.records import (
@@ -87,16 +88,18 @@ def test_ranks_count_official_ranked_results_only(tmp_path):
         "third": result("third", 0.5),
         "reference": result("reference", 0.95, ranked=False),
         "quick": result("quick", 0.99, official=False),
+        "day-long": result("day-long", 0.97, marks=("unofficial: budget 86400 s of 600 s",)),
         "first": result("first", 0.9),
         "second": result("second", 0.8),
         "elsewhere": result("elsewhere", 0.2, dataset="cifar100"),
     }
     for name, row in rows.items():
         write_result(tmp_path / f"{name}.json", row)
-    board = collect([tmp_path])
+    board = collect([], [tmp_path])
     assert [(row.rank, row.result.submission.name) for row in board.rows] == [
         (1, "elsewhere"),
         (None, "quick"),
+        (None, "day-long"),
         (None, "reference"),
         (1, "first"),
         (2, "second"),
@@ -121,13 +124,36 @@ def test_a_file_that_is_no_result_is_left_out_and_named(tmp_path, change, messag
     change(document)
     bad = tmp_path / "bad.json"
     bad.write_text(json.dumps(document))
-    board = collect([tmp_path])
+    board = collect([], [tmp_path])
     assert [row.result.submission.name for row in board.rows] == ["good"]
     assert len(board.problems) == 1
     assert str(bad) in board.problems[0]
     assert message in board.problems[0]
     with pytest.raises(RequestError):
         read_result(bad)
+
+
+def test_a_copied_or_changed_submission_does_not_keep_its_result(tmp_path, make_submission):
+    """A result counts for the submission of its name only, and is marked if that has changed."""
+    entry = make_submission("class G: ...", name="mine")
+    row = result("mine", 0.5, submission=entry.identity)
+    write_result(entry.folder / "results" / "digits.eccv2024.json", row)
+    assert [r.result for r in collect([entry]).rows] == [row]
+    (entry.folder / "generate.py").write_text("class G: pass")
+    (changed,) = collect([entry]).rows
+    assert changed.result.marks == ("the submission has changed since",)
+    copy = make_submission("class G: ...", name="copy")
+    write_result(copy.folder / "results" / "digits.eccv2024.json", row)
+    board = collect([copy])
+    assert board.rows == ()
+    assert "is a result of mine, not of copy" in board.problems[0]
+
+
+def test_an_empty_results_folder_is_said(tmp_path):
+    """--results of a folder without results says so; run folders in it are found."""
+    assert "holds no result" in collect([], [tmp_path]).problems[0]
+    write_result(tmp_path / "run" / "result.json", result("mine", 0.5))
+    assert len(collect([], [tmp_path]).rows) == 1
 
 
 def test_an_unofficial_result_never_replaces_an_official_one(tmp_path):
@@ -197,6 +223,7 @@ def manifest(**changes) -> Manifest:
         ({"log": {"budget_seconds": 60.0}}, "unofficial: budget 60 s of 600 s"),
         ({"log": {"max_images": 50}}, "at most 50 images"),
         ({"log": {"stop": "crashed"}}, "stopped early: crashed"),
+        ({"log": {"stop": "interrupted"}}, "unofficial: stopped early: interrupted"),
         ({"training_images_per_class": 100}, "100 of 500 training images a class"),
         ({"contains_real_images": True}, "real images"),
         ({"sampling": None}, "unofficial: imported, not sampled under a clock"),
@@ -235,8 +262,8 @@ def test_numbers_as_people_read_them():
 def test_the_readme_shows_the_recorded_results():
     """Every result in this repository is one, and the README's table is made of them."""
     root = Path(__file__).parent.parent
-    folders = [*root.glob("baselines/*/results"), *root.glob("submissions/*/results")]
-    board = collect(folders)
+    configs = [*root.glob("baselines/*/*.toml"), *root.glob("submissions/*/*.toml")]
+    board = collect(read_submission(config.parent) for config in configs)
     assert board.problems == ()
     assert {"gaussian", "real_subset"} <= {row.result.submission.name for row in board.rows}
     assert leaderboard_markdown(board) in (root / "README.md").read_text()

@@ -401,7 +401,8 @@ def test_progress_moves_inside_a_long_pass():
     reporter.seed_started(0)
     for batch in (1, 2, 3):
         now[0] += 60
-        reporter.batch_finished(0, batch, 4)
+        reporter.batch_finished(0, 4, torch.full((batch,), 2.5))
+    assert {s.loss for s in seen[1:]} == {2.5}
     assert [(s.epoch, s.batch, s.batches, s.remaining_seconds) for s in seen[1:]] == [
         (0, 1, 4, pytest.approx(420)),
         (0, 2, 4, pytest.approx(360)),

@@ -15,7 +15,7 @@ import pytest
 from ddchallenge.augment import augment, get_plan, image_seed
 from ddchallenge.datasets import get_dataset
 from ddchallenge.errors import SamplingError
-from ddchallenge.records import SamplingStatus
+from ddchallenge.records import SamplingLog, SamplingStatus
 from ddchallenge.rules import get_rules
 from ddchallenge.sampling.schedule import batch_seed, round_robin
 from ddchallenge.sampling.supervisor import Sampled, SamplingOrder, sample
@@ -56,19 +56,42 @@ def race(submission, folder: Path, budget: float = 20.0, **changes) -> Sampled:
     return sampled
 
 
+def every_batch(log: SamplingLog) -> list[tuple[int, int, int]]:
+    """Seed, first image and number of images of each batch, the lines of the log unfolded."""
+    batches = []
+    for line in log.batches:
+        assert line.seed == batch_seed(log.run_seed, line.index)
+        for i in range(line.batches):
+            seed = batch_seed(log.run_seed, line.index + i)
+            batches.append((seed, line.first + i * line.count, line.count))
+    return batches
+
+
+def test_a_flood_of_batches_leaves_a_short_log(make_submission, tmp_path):
+    """Thousands of tiny batches fold into lines that still account for every one of them."""
+    log = race(make_submission(HONEST, batch_size="1"), tmp_path / "out", budget=2.0).log
+    batches = every_batch(log)
+    assert len(batches) == log.images_sampled > 1000
+    assert [first for _, first, _ in batches] == list(range(len(batches)))
+    wide = race(make_submission(HONEST, name="wide"), tmp_path / "b", 1e6, max_images=16_000).log
+    assert len(every_batch(wide)) == 1000
+    assert len(wide.batches) < 20
+
+
 def test_every_image_arrives_with_its_label_and_seed(make_submission, tmp_path):
     """The labels are round robin, the seeds those of the run, and the bundle is class-major."""
     sampled = race(make_submission(HONEST), tmp_path / "out", max_images=47)
     log, data = sampled.log, sampled.data
     assert (log.stop, log.images_sampled, len(data)) == ("images", 47, 47)
-    assert [(b.first, b.count) for b in log.batches] == [(0, 16), (16, 16), (32, 15)]
-    assert [b.seed for b in log.batches] == [batch_seed(5, index) for index in range(3)]
+    batches = every_batch(log)
+    assert [(first, count) for _, first, count in batches] == [(0, 16), (16, 16), (32, 15)]
+    assert [seed for seed, _, _ in batches] == [batch_seed(5, index) for index in range(3)]
     assert (np.diff(data.labels) >= 0).all()
     assert (data.images[:, 0, 0, 0] == data.labels).all()
     expected = Counter(
-        (int(label), batch.seed % 251)
-        for batch in log.batches
-        for label in round_robin(batch.first, batch.count, 10)
+        (int(label), seed % 251)
+        for seed, first, count in batches
+        for label in round_robin(first, count, 10)
     )
     found = Counter(zip(data.labels.tolist(), data.images[:, 1, 0, 0].tolist(), strict=True))
     assert found == expected
@@ -215,7 +238,10 @@ def test_a_crash_keeps_what_came_before(make_submission, tmp_path):
     )
     sampled = race(make_submission(code), tmp_path / "out")
     log = sampled.log
-    assert (log.stop, log.stop_detail) == ("crashed", "RuntimeError: out of ideas")
+    assert (log.stop, log.stop_detail) == (
+        "crashed",
+        "RuntimeError: out of ideas (generate.py, line 10)",
+    )
     assert log.images_sampled == 32
     assert "Traceback" in (tmp_path / "out" / "worker.log").read_text()
 
@@ -236,9 +262,10 @@ def test_a_killed_worker_is_told_from_a_finished_one(make_submission, tmp_path):
     ("result", "message"),
     [
         ("images[:, :, :4]", "must return shape (16, 3, 8, 8), found (16, 3, 4, 8)"),
+        ("images.transpose(0, 2, 3, 1)", "channels come first: images.transpose(0, 3, 1, 2)"),
         ("images[:5]", "must return shape (16, 3, 8, 8), found (5, 3, 8, 8)"),
         ("images / 255", "must return uint8 pixels 0..255, found float64"),
-        ("images.tolist()", "must return a NumPy array or a torch tensor, found list"),
+        ("images.tolist()", "must return one NumPy array or torch tensor, found list; join"),
     ],
 )
 def test_a_broken_contract_ends_the_run_with_its_message(

@@ -17,6 +17,7 @@ __all__ = ["SamplingDisplay", "ScoringDisplay", "counting", "duration"]
 
 PLAIN_SECONDS: Final = 10.0
 LIVE_SECONDS: Final = 0.1
+WIDE_COLUMNS: Final = 110
 
 
 def duration(seconds: float | None) -> str:
@@ -42,9 +43,10 @@ class _Display:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         if console.is_terminal:
+            bar = [BarColumn(bar_width=24)] if console.width >= WIDE_COLUMNS else []
             self._progress = Progress(
                 TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=24),
+                *bar,
                 TextColumn("{task.fields[text]}"),
                 console=console,
                 auto_refresh=False,
@@ -80,10 +82,11 @@ class SamplingDisplay(_Display):
         images = status.images_sampled + status.images_augmented
         left = status.budget_seconds - status.elapsed_seconds
         wanted = f" of {status.images_wanted:,}" if status.images_wanted else ""
+        copies = f" ({status.images_sampled:,} sampled)" if status.images_augmented else ""
         text = (
-            f"{duration(left)} left of {duration(status.budget_seconds)}  "
-            f"{images:,}{wanted} images  {status.images_per_second:,.0f}/s  "
-            f"{images / status.num_classes:.1f} a class  {status.activity}"
+            f"{duration(left)} left  {images:,}{wanted} images{copies}  "
+            f"{images / status.num_classes:.1f} a class  "
+            f"{status.images_per_second:,.0f} sampled/s  {status.activity}"
         )
         fraction = status.elapsed_seconds / max(status.budget_seconds, 1e-9)
         if status.images_wanted:

@@ -73,6 +73,8 @@ class WorkerProcess:
         self._files = (stdin, stdout, stderr)
         self.requests, self.frames, self.output = (file.fileno() for file in self._files)
         _enlarge_pipe(self.frames)
+        # The opening frame must fit into the pipe: a worker that never reads must not block us.
+        _enlarge_pipe(self.requests)
         os.set_blocking(self.frames, False)
         os.set_blocking(self.output, False)
 

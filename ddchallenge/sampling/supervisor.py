@@ -12,7 +12,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -56,6 +56,7 @@ TICK_SECONDS: Final = 0.1
 RATE_BATCHES: Final = 8
 # However fast frames come, display and augmentation get their turn.
 FRAMES_AT_A_TIME: Final = 16
+BATCH_LINES: Final = 10_000
 # Images handed to the augmentation pool at a time, and how many such pieces may wait there.
 AUGMENTATION_CHUNK: Final = 32
 AUGMENTATION_WAITING: Final = 6
@@ -182,9 +183,19 @@ class _Race:
                 spool.delete()
             raise
         finally:
-            log.close()
             shutil.rmtree(working_dir, ignore_errors=True)
+            log.close()
+            if not self.batches and not log.last_line():
+                self._leave_nothing()
         return Sampled(data, self._log(), spool)
+
+    def _leave_nothing(self) -> None:
+        """Remove an empty log, and the folder if we made it and nothing else is in it."""
+        (self.folder / "worker.log").unlink(missing_ok=True)
+        try:
+            self.folder.rmdir()
+        except OSError:
+            pass  # not empty
 
     def _race(self, working_dir: Path, log: OutputLog, spool: Spool) -> None:
         task = GenerationTask(
@@ -265,8 +276,8 @@ class _Race:
         if self.state == "start_up":
             return "the worker had not started"
         if self.state == "load":
-            return "setup had not returned"
-        return ""
+            return "imports and setup had not returned"
+        return "" if self.batches else "the first batch had not come"
 
     # ------------------------------------------------------------------------------------ the clock
 
@@ -402,18 +413,30 @@ class _Race:
             self.requests.popleft()
             self.arrivals.append((self.now, request.count))
             self.images_sampled += request.count
-            self.batches.append(
-                BatchRecord(
-                    index=request.index,
-                    seed=request.seed,
-                    first=request.first,
-                    count=request.count,
-                    received_seconds=received,
-                )
-            )
+            self._note_batch(request, received)
             if self.pool is not None:
                 entry = len(spool) - 1
                 self.backlog.append((request.first, request.count, entry))
+
+    def _note_batch(self, request: _Request, received: float) -> None:
+        # A manifest must stay readable after ten minutes of a thousand batches a second, so
+        # batches of the same size that came in the same ten-thousandth of the budget share a line.
+        record = BatchRecord(
+            index=request.index,
+            batches=1,
+            seed=request.seed,
+            first=request.first,
+            count=request.count,
+            received_seconds=received,
+        )
+        slot = self.order.budget_seconds / BATCH_LINES
+        if self.batches:
+            last = self.batches[-1]
+            same = int(received / slot) == int(last.received_seconds / slot)
+            if same and last.count == record.count:
+                record = replace(last, batches=last.batches + 1, received_seconds=received)
+                self.batches.pop()
+        self.batches.append(record)
 
     def _count_late(self, frame: Frame) -> None:
         if frame.header.kind is Kind.IMAGES:
@@ -496,10 +519,11 @@ class _Race:
         seconds = self.now - self.started
         last = log.last_line()
         said = f"\nIt last said: {last}" if last and last not in detail else ""
+        if last:
+            said += f"\nIts whole output is in {self.folder / 'worker.log'}"
         return (
             f"{self.order.submission.name} handed over no image ({reason} after {seconds:.1f} s"
-            f"{': ' + detail if detail else ''}).{said}\n"
-            f"Its whole output is in {self.folder / 'worker.log'}"
+            f"{': ' + detail if detail else ''}).{said}"
         )
 
     def _log(self) -> SamplingLog:

@@ -104,8 +104,10 @@ def checked_images(images: Any, count: int, image_size: int) -> NDArray[np.uint8
     if hasattr(images, "detach") and hasattr(images, "cpu"):  # a tensor, without importing torch
         images = images.detach().cpu().numpy()
     if not isinstance(images, np.ndarray):
+        hint = "; join the images with numpy.stack" if isinstance(images, list | tuple) else ""
         raise ContractError(
-            f"generate must return a NumPy array or a torch tensor, found {type(images).__name__}"
+            "generate must return one NumPy array or torch tensor, "
+            f"found {type(images).__name__}{hint}"
         )
     if images.dtype != np.uint8:
         raise ContractError(
@@ -114,7 +116,9 @@ def checked_images(images: Any, count: int, image_size: int) -> NDArray[np.uint8
         )
     expected = (count, 3, image_size, image_size)
     if images.shape != expected:
-        raise ContractError(f"generate must return shape {expected}, found {images.shape}")
+        channels_last = images.shape == (count, image_size, image_size, 3)
+        hint = "; channels come first: images.transpose(0, 3, 1, 2)" if channels_last else ""
+        raise ContractError(f"generate must return shape {expected}, found {images.shape}{hint}")
     return np.ascontiguousarray(images)
 
 
@@ -150,6 +154,15 @@ def _serve(requests: int, frames: int) -> None:
         _answer(generator, task, frame, frames)
 
 
+def _place(error: BaseException) -> str:
+    """Where in the submission's own files an exception came from, `` (generate.py, line 18)``."""
+    folder = sys.path[0]  # load_generator has put the submission there
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.startswith(folder + os.sep):
+            return f" ({os.path.relpath(frame.filename, folder)}, line {frame.lineno})"
+    return ""
+
+
 def _give_up(frames: int, kind: Kind, text: str) -> int:
     payload = text.encode("utf-8", "replace")[:4096]
     write_frame(frames, Header(kind=kind, payload_bytes=len(payload)), payload)
@@ -173,7 +186,7 @@ def main() -> int:
         return _give_up(frames, Kind.VIOLATION, str(error))
     except Exception as error:
         traceback.print_exc()
-        return _give_up(frames, Kind.FAILED, f"{type(error).__name__}: {error}")
+        return _give_up(frames, Kind.FAILED, f"{type(error).__name__}: {error}{_place(error)}")
     return 0
 
 

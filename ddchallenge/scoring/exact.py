@@ -76,7 +76,7 @@ def train_network(
     epochs: int,
     seed: int,
     on_epoch: Callable[[int, Tensor], None] | None = None,
-    on_batch: Callable[[int, int, int], None] | None = None,
+    on_batch: Callable[[int, int, Tensor], None] | None = None,
 ) -> tuple[nn.Module, Tensor]:
     """Train one network for ``epochs + 1`` passes on the device the images are on.
 
@@ -85,8 +85,8 @@ def train_network(
 
     ``on_epoch`` is told, after every pass, its index from 0 and the pass's batch losses, float32
     on the device; reading them waits for the device. ``on_batch`` is told, after every batch but
-    the last of a pass, the pass's index, how many of its batches are done, and of how many. Seeds
-    PyTorch's generators with ``seed`` and leaves them where the training ended.
+    the last of a pass, the pass's index, how many batches it has, and the losses of those done.
+    Seeds PyTorch's generators with ``seed`` and leaves them where the training ended.
 
     Returns the network and the loss of every batch: float32 passes×batches on the device.
     """
@@ -111,7 +111,7 @@ def train_network(
             sgd.step()
             losses[epoch, number] = loss.detach()
             if on_batch is not None and number + 1 < batches:
-                on_batch(epoch, number + 1, batches)
+                on_batch(epoch, batches, losses[epoch, : number + 1])
         if epoch == epochs // 2 + 1:
             sgd = _sgd(network, protocol, protocol.learning_rate_after_drop)
         if on_epoch is not None:
@@ -149,7 +149,7 @@ def train_and_test(
     seed: int,
     device: torch.device,
     on_epoch: Callable[[int, Tensor], None] | None = None,
-    on_batch: Callable[[int, int, int], None] | None = None,
+    on_batch: Callable[[int, int, Tensor], None] | None = None,
 ) -> SeedRun:
     """One seed run: train on ``train``, test once after the last pass on ``test``.
 

@@ -20,8 +20,7 @@ INTERVAL_SECONDS: Final = 0.2
 class ProgressReporter:
     """Turns finished batches and passes into :class:`ScoringStatus` records, at most five a second.
 
-    The losses are read, which waits for the device, only when a status is due at the end of a
-    pass; in between the last ones read are repeated.
+    The losses are read, which waits for the device, only when a status is due.
     """
 
     def __init__(
@@ -49,10 +48,11 @@ class ProgressReporter:
         self._loss = None
         self._report(0)
 
-    def batch_finished(self, index: int, batch: int, batches: int) -> None:
-        """``batch`` of the ``batches`` of the pass of this index, from 0, are done."""
+    def batch_finished(self, index: int, batches: int, losses: Tensor) -> None:
+        """Batches with these ``losses`` of the pass of this index, from 0, are done."""
         if self._due():
-            self._report(index, batch, batches)
+            self._loss = float(losses.mean())
+            self._report(index, len(losses), batches)
 
     def pass_finished(self, index: int, losses: Tensor) -> None:
         """The pass of this index, from 0, is done; ``losses`` are its batches', on the device."""
