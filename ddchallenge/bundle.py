@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import stat
 import struct
 from collections.abc import Iterator
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ddchallenge.atomic import atomic_folder
+from ddchallenge.augment import PLANS
 from ddchallenge.datasets.normalise import normalise
 from ddchallenge.errors import BundleError, UnknownNameError
 from ddchallenge.jsonio import DocumentError, from_json, read_json, to_json, write_json
 from ddchallenge.records import Bundle, DatasetSpec, LabeledImages, Manifest
+from ddchallenge.rules import TRACKS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +33,6 @@ __all__ = [
     "MANIFEST_FILE",
     "MANIFEST_SCHEMA",
     "SAMPLES_FILE",
-    "class_major",
     "normalised_chunks",
     "read_bundle",
     "tensor_digest",
@@ -80,16 +82,6 @@ def tensor_digest(spec: DatasetSpec, data: LabeledImages) -> str:
     return digest.hexdigest()
 
 
-def class_major(data: LabeledImages) -> LabeledImages:
-    """The same images sorted by label; images of one class keep their order."""
-    import numpy as np
-
-    if bool((data.labels[1:] >= data.labels[:-1]).all()):
-        return data
-    order = np.argsort(data.labels, kind="stable")
-    return LabeledImages(data.images[order], data.labels[order])
-
-
 def write_bundle(
     folder: Path, data: LabeledImages, manifest: Manifest, samples: PIL.Image.Image
 ) -> Bundle:
@@ -99,6 +91,8 @@ def write_bundle(
     a full or failing disk, :class:`BundleError` if the manifest disagrees with the tensors.
     """
     _check_counts(manifest, data)
+    _check_track(manifest)
+    _check_sampling(manifest)
     with atomic_folder(folder) as temporary:
         _write_tensors(temporary / IMAGES_FILE, {"images": data.images, "labels": data.labels})
         write_json(temporary / MANIFEST_FILE, to_json(manifest))
@@ -138,12 +132,19 @@ def read_bundle(folder: Path, spec: DatasetSpec | None = None) -> Bundle:
             f"There is no bundle at {folder}.\n"
             f"A bundle is a folder with {IMAGES_FILE} and {MANIFEST_FILE}."
         )
+    if not any((folder / name).exists() for name in (MANIFEST_FILE, IMAGES_FILE)):
+        raise BundleError(
+            f"{folder} is no bundle: it has neither {MANIFEST_FILE} nor {IMAGES_FILE}.\n"
+            "`ddchallenge sample` and `ddchallenge import` make bundles."
+        )
     try:
         manifest = _read_manifest(folder / MANIFEST_FILE)
         spec = _dataset_of(manifest, spec)
         data = _read_tensors(folder / IMAGES_FILE, manifest, spec)
         _check_counts(manifest, data)
         _check_classes(manifest, data, spec)
+        _check_track(manifest)
+        _check_sampling(manifest)
         digest = tensor_digest(spec, data)
         if digest != manifest.digest:
             raise BundleError(
@@ -207,11 +208,23 @@ def _read_tensors(path: Path, manifest: Manifest, spec: DatasetSpec) -> LabeledI
                         f"{path.name}: expected {name} {_DTYPES[dtype]} {shape}, "
                         f"found {lazy.get_dtype()} {lazy.get_shape()}"
                     )
+            _check_memory(path)
             return LabeledImages(file.get_tensor("images"), file.get_tensor("labels"))
     except SafetensorError as error:
         raise BundleError(f"{path.name} is not a valid safetensors file ({error})") from None
     except OSError as error:
         raise BundleError(f"{path.name} cannot be read ({error.strerror or error})") from None
+
+
+def _check_memory(path: Path) -> None:
+    # A file of a terabyte may be a hole with a header.
+    import psutil
+
+    needed, free = path.stat().st_size, psutil.virtual_memory().available
+    if needed > free:
+        raise BundleError(
+            f"{path.name} needs {needed / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} are free"
+        )
 
 
 def _check_counts(manifest: Manifest, data: LabeledImages) -> None:
@@ -228,6 +241,50 @@ def _check_counts(manifest: Manifest, data: LabeledImages) -> None:
         raise BundleError(
             f"the manifest says {manifest.dtype} images with normalisation "
             f"{manifest.normalisation!r}"
+        )
+
+
+def _check_sampling(manifest: Manifest) -> None:
+    """The log of a run must account for every image, and for no other."""
+    log = manifest.sampling
+    if log is None:
+        return
+    copies = PLANS[log.augmentation].copies if log.augmentation in PLANS else -1
+    numbered = 0
+    for line in log.batches:
+        if line.first != numbered or line.count < 1 or line.batches < 1:
+            raise BundleError(f"sampling.batches: the line of batch {line.index} does not follow")
+        numbered += line.batches * line.count
+    previous = 0
+    for first, end in log.augmented_ranges:
+        if not previous <= first < end <= log.images_sampled:
+            raise BundleError(f"sampling.augmented_ranges: {first} to {end} cannot be")
+        previous = end
+    augmented = copies * sum(end - first for first, end in log.augmented_ranges)
+    seconds = [getattr(log.seconds, name) for name in log.seconds.__dataclass_fields__]
+    facts = {
+        "augmentation is no plan": copies >= 0,
+        "batches do not add up to images_sampled": numbered == log.images_sampled,
+        "augmented_ranges do not add up to images_augmented": augmented == log.images_augmented,
+        "images_sampled and images_augmented do not add up to images": manifest.images
+        == log.images_sampled + log.images_augmented,
+        "late_images is negative": log.late_images >= 0,
+        "rules_id is unknown": log.rules_id == TRACKS[manifest.track].id,
+        "budget_seconds is not positive": log.budget_seconds > 0,
+        "seconds do not add up to elapsed_seconds": min(seconds) >= 0
+        and math.isclose(sum(seconds), log.elapsed_seconds, rel_tol=1e-6, abs_tol=1e-6),
+    }
+    for problem, holds in facts.items():
+        if not holds:
+            raise BundleError(f"sampling: {problem}")
+
+
+def _check_track(manifest: Manifest) -> None:
+    wanted = TRACKS[manifest.track].images_per_class
+    if wanted is not None and manifest.images_per_class != (wanted, wanted):
+        raise BundleError(
+            f"the {manifest.track} track takes {wanted} images a class, "
+            f"the manifest says {_range(manifest.images_per_class)}"
         )
 
 

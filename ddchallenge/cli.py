@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import re
@@ -10,12 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 
 import ddchallenge
 from ddchallenge.errors import DDChallengeError, OutputError, RequestError, RunError
+from ddchallenge.interrupts import as_interrupt
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,11 +37,16 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _INTERRUPTED = 130
+_ODD_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EINVAL)
 _printed_json: list[bool] = []  # --json promises one document, also when a later step fails
 
 
 def main() -> None:
     """Entry point of ``ddchallenge``; exit status 0, 1 (a run failed) or 2 (a wrong request)."""
+    as_interrupt()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without ± gets a ?
     arguments = sys.argv[1:]
     _printed_json.clear()
     # People add --debug at the end of a line that failed.
@@ -59,10 +67,12 @@ def main() -> None:
         if debug:
             raise
         _fail(str(error), error.exit_status)
-    except BrokenPipeError:
-        # Whoever read our output has gone (`| head`).
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(1)
+    except OSError as error:
+        if debug:
+            raise
+        if error.errno in _ODD_PATH:
+            _fail(f"{str(error.filename)[:200]} is no usable path: {error.strerror}.", 2)
+        _fail(f"{error.strerror or error}: {str(error.filename or '')[:200]}", 1)
     except Exception as error:
         if debug:
             raise
@@ -75,9 +85,14 @@ def main() -> None:
 
 def _fail(message: str, status: int, usage: str = "") -> None:
     if "--json" in sys.argv and not _printed_json:
-        click.echo(json.dumps({"error": message, "exit_status": status}))
-    click.echo(f"{usage}{click.style('Error:', fg='red', bold=True)} {message}", err=True)
+        _print_json({"error": message, "exit_status": status})
+    _echo(f"{usage}{click.style('Error:', fg='red', bold=True)} {message}", err=True)
     sys.exit(status)
+
+
+def _echo(text: str, *, err: bool = False) -> None:
+    stream = cast("IO[str]", _Tolerant(sys.stderr if err else sys.stdout))
+    click.echo(text, file=stream)
 
 
 def _usage(error: click.ClickException) -> str:
@@ -105,7 +120,7 @@ class _Seeds(click.ParamType[tuple[int, ...]]):
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
         if isinstance(value, tuple):
             return value
-        if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", str(value)):
+        if not re.fullmatch(r"\s*\d{1,19}\s*(,\s*\d{1,19}\s*)*", str(value)):
             self.fail(f"{value!r} is no list of seeds such as 0,1,2", param, ctx)
         return tuple(int(part) for part in str(value).split(","))
 
@@ -346,6 +361,7 @@ def score(
     console = _console()
     if out is not None:
         _refuse_existing(out / "result.json")
+        _check_writable(out)
     opened = _open_bundle(console, bundle)
     spec = get_dataset(opened.manifest.dataset)
     if out is None:
@@ -555,7 +571,7 @@ def data_fetch(name: str, data_dir: Path | None, as_json: bool) -> None:
     if as_json:
         _print_json(to_json(fetched))
     else:
-        click.echo(fetched.message)
+        _echo(fetched.message)
 
 
 @data.command("verify")
@@ -573,7 +589,7 @@ def data_verify(name: str, data_dir: Path | None, as_json: bool) -> None:
     if as_json:
         _print_json(to_json(verified))
     else:
-        click.echo(str(verified))
+        _echo(str(verified))
 
 
 # ---------------------------------------------------------------------------------- what they share
@@ -660,30 +676,65 @@ def _free_folder(out: Path | None, spec: DatasetSpec, name: str) -> Path:
         out = Path("runs") / f"{spec.name}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     for held in ("bundle", "result.json", "spool.bin", "work"):
         _refuse_existing(out / held)
-    above = next(folder for folder in (out, *out.resolve().parents) if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise OutputError(f"--out {out} cannot be written: {above} is no folder to write in.")
+    if (out / "worker.log").is_dir():
+        _refuse_existing(out / "worker.log")
+    _check_writable(out)
     return out
 
 
+def _check_writable(out: Path) -> None:
+    """Before hours of work: is ``out`` a folder to write in, or can it be made?"""
+    try:
+        above = next(folder for folder in (out, *out.absolute().parents) if os.path.lexists(folder))
+        writable = above.is_dir() and os.access(above, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise OutputError(f"--out {out} cannot be written: {error.strerror}.") from None
+    if not writable:
+        raise OutputError(f"--out {out} cannot be written: {above} is no folder to write in.")
+
+
 def _refuse_existing(path: Path) -> None:
-    if path.exists():
+    if os.path.lexists(path):
         raise OutputError(
             f"{path} is there already, and nothing is written over it.\nGive another --out."
         )
 
 
+class _Tolerant:
+    """A text stream; once nobody reads it (`| head`) or it is full, what is written is dropped."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._try(lambda: self._stream.write(text))
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, do: Callable[[], int | None]) -> int:
+        try:
+            return do() or 0
+        except OSError:
+            # What Python still holds goes there too, or it would complain at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            return 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def _console(*, err: bool = True) -> Console:
     from rich.console import Console
 
-    console = Console(stderr=err)
+    console = Console(file=cast("IO[str]", _Tolerant(sys.stderr if err else sys.stdout)))
     if not console.is_terminal:
         console.width = 160  # a file or a pipe has no edge to wrap at
     return console
 
 
 def _print_json(document: object) -> None:
-    click.echo(json.dumps(document, indent=1, allow_nan=False))
+    _echo(json.dumps(document, indent=1, allow_nan=False))
     _printed_json.append(True)
 
 
@@ -826,17 +877,23 @@ def _show_audit(
 
 
 def _finish(console: Console, result: Result, paths: list[Path], as_json: bool) -> None:
-    """Show the result first: hours of scoring must not be lost to a file that can't be written."""
+    """Write the result and show it, each even if the other fails: scoring took hours."""
     from ddchallenge.leaderboard import result_document, write_result
     from ddchallenge.report.tables import result_table
 
+    failed: DDChallengeError | None = None
+    for path in paths:
+        try:
+            write_result(path, result)
+            _say(console, f"Result: {path}")
+        except DDChallengeError as error:
+            failed = error
     if as_json:
         _print_json(result_document(result))
     else:
         _console(err=False).print(result_table(result))
-    for path in paths:
-        write_result(path, result)
-        _say(console, f"Result: {path}")
+    if failed is not None:
+        raise failed
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:

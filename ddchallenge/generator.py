@@ -49,7 +49,7 @@ __all__ = [
 DEFAULT_SUBMISSION: Final = "gaussian"
 ENTRY_POINT_GROUP: Final = "ddchallenge.submissions"
 CONFIG_NAME: Final = "submission.toml"
-MAX_CONFIG_BYTES: Final = 64 * 1024
+MAX_CONFIG_BYTES: Final = 32 * 1024  # with two paths it fits into a pipe at once
 MAX_BATCH_SIZE: Final = 65_536
 
 
@@ -235,7 +235,8 @@ def read_submission(folder: Path) -> Submission:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SubmissionError(f"{path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    # RecursionError: brackets nested thousands deep. ValueError: also numbers of that length.
+    except (ValueError, RecursionError) as error:
         raise SubmissionError(f"{path}: not valid TOML: {error}") from None
 
     lines = _Lines(text)

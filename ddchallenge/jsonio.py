@@ -15,14 +15,17 @@ import types
 import typing
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from ddchallenge.atomic import atomic_file
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["DocumentError", "from_json", "read_json", "to_json", "write_json"]
+__all__ = ["DocumentError", "from_json", "printable", "read_json", "to_json", "write_json"]
+
+# Longer than any text of a record; what a stranger's file holds beyond it is refused.
+MAX_TEXT: Final = 10_000
 
 RecordT = TypeVar("RecordT", bound="DataclassInstance")
 
@@ -62,6 +65,11 @@ def _plain(value: object, path: str) -> Any:
     raise TypeError(f"{path} holds a {type(value).__name__}, which has no JSON form here")
 
 
+def printable(text: str) -> str:
+    """The text with what a terminal might obey, or no file can hold, shown as a question mark."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text[:MAX_TEXT])
+
+
 def from_json(cls: type[RecordT], document: object, where: str) -> RecordT:
     """The record of type ``cls`` a document describes.
 
@@ -97,7 +105,8 @@ def _record(cls: Any, value: object, path: str) -> Any:
 
 def _value(hint: Any, value: object, path: str) -> Any:
     if hint is str:
-        return value if isinstance(value, str) else _refuse(path, "text", value)
+        shown = isinstance(value, str) and value == printable(value)
+        return value if shown else _refuse(path, "printable text", value)
     if hint is bool:
         return value if isinstance(value, bool) else _refuse(path, "true or false", value)
     if hint is int:
@@ -142,7 +151,7 @@ def _tuple(arguments: tuple[Any, ...], value: object, path: str) -> tuple[Any, .
     elif len(arguments) == len(value):
         hints = list(arguments)
     else:
-        _refuse(path, f"a list of {len(arguments)}", value)
+        raise DocumentError(f"{path}: expected a list of {len(arguments)}, found {len(value)}")
     return tuple(
         _value(hint, item, f"{path}[{i}]")
         for i, (hint, item) in enumerate(zip(hints, value, strict=True))
@@ -163,7 +172,10 @@ def _short(text: str) -> str:
 
 
 def _refuse(path: str, expected: str, value: object) -> NoReturn:
-    found = "an object" if isinstance(value, dict) else _short(json.dumps(value))
+    if isinstance(value, dict | list):
+        found = "an object" if isinstance(value, dict) else "a list"
+    else:
+        found = _short(json.dumps(value))
     raise DocumentError(f"{path or 'the document'}: expected {expected}, found {found}")
 
 

@@ -62,9 +62,9 @@ def write_result(path: Path, result: Result) -> None:
 def read_result(path: Path) -> Result:
     """Read and validate a result file. Raises :class:`RequestError` naming what is wrong in it."""
     try:
-        result = from_json(Result, read_json(path, MAX_RESULT_BYTES), "it")
+        result = from_json(Result, read_json(path, MAX_RESULT_BYTES), str(path))
     except DocumentError as error:
-        raise RequestError(f"{path} is not a result: {error}") from None
+        raise RequestError(f"{error} (not a result of this version?)") from None
     if result.schema != 1:
         raise RequestError(f"{path} has result schema {result.schema}; this version reads 1.")
     return result

@@ -104,6 +104,7 @@ def import_official(
     Raises :class:`BundleError` for anything else: another object, a wrong shape, NaN or infinite
     values, labels out of range, a file that is cut off or asks for code to be run.
     """
+    import numpy as np
     import torch
 
     images = _load_tensor(file, "images")
@@ -134,7 +135,8 @@ def import_official(
         return ImportedImages(data=data, normalisation="pixels", notes=tuple(notes))
     epsilon = torch.finfo(images.dtype).eps
     data = LabeledImages(images.to(torch.float32).contiguous().numpy(), labels)
-    normalisation = _recognise(data.images, spec, epsilon)
+    with np.errstate(over="ignore"):  # values near the end of float32 are strange, not fatal
+        normalisation = _recognise(data.images, spec, epsilon)
     if normalisation != OFFICIAL:
         notes.append(_warning(normalisation, data.images, spec))
     return ImportedImages(data=data, normalisation=normalisation, notes=tuple(notes))
@@ -202,7 +204,7 @@ def displayable(images: NDArray[Any], spec: DatasetSpec, normalisation: str) -> 
     if normalisation not in known and len(pixels):
         low, high = float(pixels.min()), float(pixels.max())
         if low < -0.5 or high > 1.5:
-            pixels = (pixels - low) / (high - low)
+            pixels = (pixels / (high - low)) - low / (high - low)
     return (pixels.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -221,6 +223,8 @@ def _load_tensor(path: Path, what: str) -> torch.Tensor:
     # A damaged or hostile file can make torch fail in any way; none of them is our fault.
     except Exception as error:
         first_line = str(error).strip().split("\n", 1)[0][:200]
+        if "weights_only" in first_line:  # torch goes on with advice nobody should follow
+            first_line = "it holds more than plain tensors"
         raise BundleError(f"{path} is not a usable tensor file: {first_line}") from None
     if not isinstance(content, torch.Tensor):
         raise BundleError(

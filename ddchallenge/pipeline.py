@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ddchallenge.bundle import write_bundle
 from ddchallenge.errors import OutputError, RequestError, StorageError
+from ddchallenge.interrupts import held_off
 from ddchallenge.official import ImportedImages, import_official
 from ddchallenge.provenance import imported_manifest, result_of, sampled_manifest
 from ddchallenge.records import (
@@ -42,9 +43,10 @@ def sample_bundle(
     identity = order.submission.identity  # as it is before it runs
     sampled = sample(order, out, on_status)
     try:
-        manifest = sampled_manifest(order, identity, training, sampled)
-        sheet = contact_sheet(sampled.data, order.dataset)
-        bundle = write_bundle(out / "bundle", sampled.data, manifest, sheet)
+        with held_off():  # whoever interrupted the sampling wants to keep what came
+            manifest = sampled_manifest(order, identity, training, sampled)
+            sheet = contact_sheet(sampled.data, order.dataset)
+            bundle = write_bundle(out / "bundle", sampled.data, manifest, sheet)
     except (OutputError, StorageError) as error:
         kept = f"\nAll {len(sampled.data)} images are kept in {sampled.spool.path}"
         raise type(error)(f"{error}{kept}") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ddchallenge.bundle import tensor_digest
 from ddchallenge.environment import describe_environment, thread_count
+from ddchallenge.jsonio import printable
 from ddchallenge.marks import is_official, marks_of
 from ddchallenge.official import ImportedImages
 from ddchallenge.records import (
@@ -77,12 +78,12 @@ def imported_manifest(
         images=len(data),
         images_per_class=data.images_per_class(spec.num_classes),
         normalisation=imported.normalisation,
-        submission=SubmissionIdentity(name=file.stem, digest=file_digest),
+        submission=SubmissionIdentity(name=printable(file.stem), digest=file_digest),
         ranked=True,
         contains_real_images=False,
         training_images_per_class=None,
         training_digest=None,
-        origin=file.name,
+        origin=printable(file.name),
         sampling=None,
         environment=describe_environment("cpu"),
     )

@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 import safetensors.numpy
 
-from ddchallenge.bundle import class_major, read_bundle, tensor_digest, write_bundle
+from ddchallenge.bundle import read_bundle, tensor_digest, write_bundle
 from ddchallenge.datasets.normalise import normalise
 from ddchallenge.errors import BundleError, OutputError, StorageError
 from ddchallenge.records import (
@@ -37,7 +37,7 @@ SPEC = DatasetSpec(
     test_images=9,
 )
 LOG = SamplingLog(
-    rules_id="r",
+    rules_id="eccv2024-generative-1",
     budget_seconds=1.0,
     elapsed_seconds=0.75,
     stop="deadline",
@@ -51,9 +51,15 @@ LOG = SamplingLog(
     late_images=2,
     seconds=PhaseSeconds(load=0.25, sampling=0.5),
     augmentation_worker_seconds=0.0,
-    augmented_ranges=((0, 3),),
-    batches=(BatchRecord(index=0, seed=2**63 - 1, first=0, count=7, received_seconds=0.5),),
+    augmented_ranges=(),
+    batches=(),
 )
+
+
+def log_of(count):
+    """A log that accounts for ``count`` images."""
+    line = BatchRecord(index=0, batches=1, seed=7, first=0, count=count, received_seconds=0.5)
+    return replace(LOG, images_sampled=count, batches=(line,) if count else ())
 
 
 def images(count=7, dtype="uint8", seed=0):
@@ -78,7 +84,7 @@ def manifest(data, **changes):
         training_images_per_class=None,
         training_digest=None,
         origin=None,
-        sampling=LOG,
+        sampling=log_of(len(data)),
         environment=Environment(
             version="0", commit=None, dirty=None, python="3", torch="2", platform="p",
             device="cpu", hardware="h",
@@ -139,15 +145,6 @@ def test_both_forms_have_one_digest_and_any_change_another(monkeypatch):
         LabeledImages(data.images[:49], data.labels[:49]),
     ]
     assert len({digest, *(tensor_digest(SPEC, other) for other in others)}) == 5
-
-
-def test_class_major_is_a_stable_sort():
-    """Classes in order, images of a class in the order they were; sorted data is not copied."""
-    data = images(9)
-    sorted_data = class_major(data)
-    assert sorted_data.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    np.testing.assert_array_equal(sorted_data.images, data.images[[0, 3, 6, 1, 4, 7, 2, 5, 8]])
-    assert class_major(sorted_data) is sorted_data
 
 
 # ----------------------------------------------------------------------------------------- writing
@@ -333,3 +330,54 @@ def test_a_manifest_for_an_unknown_dataset_is_refused(bundle):
     """Without a spec the manifest's dataset is looked up, and a name in no table is an error."""
     with pytest.raises(BundleError, match="No dataset is called 'shapes'"):
         read_bundle(bundle.folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images_sampled": 5}, "batches do not add up"),
+        ({"images_augmented": 10**6}, "augmented_ranges do not add up"),
+        (
+            {"images_augmented": 8, "augmentation": "pda5", "augmented_ranges": [[0, 2]]},
+            "to images",
+        ),
+        ({"augmented_ranges": [[5, 1]]}, "5 to 1 cannot be"),
+        ({"augmentation": "nonsense"}, "augmentation is no plan"),
+        ({"late_images": -5}, "late_images is negative"),
+        ({"elapsed_seconds": -1}, "seconds do not add up"),
+        ({"budget_seconds": 0}, "budget_seconds is not positive"),
+        ({"rules_id": "mine"}, "rules_id is unknown"),
+        ({"batches": []}, "batches do not add up"),
+    ],
+)
+def test_a_log_that_does_not_account_for_the_images_is_refused(bundle, changes, message):
+    """Every number of the log is held against the others and against the tensors."""
+    log = json.loads((bundle.folder / "manifest.json").read_text())["sampling"]
+    edit(bundle, sampling=log | changes)
+    with pytest.raises(BundleError, match=message):
+        read_bundle(bundle.folder, SPEC)
+
+
+def test_a_bundle_of_another_track_is_refused(bundle):
+    """A generative bundle does not become a fixed-ipc one by a word in its manifest."""
+    edit(bundle, track="fixed-ipc", sampling=None)
+    with pytest.raises(BundleError, match="takes 10 images a class"):
+        read_bundle(bundle.folder, SPEC)
+
+
+def test_a_file_larger_than_memory_is_refused_before_it_is_read(bundle):
+    """A terabyte of nothing behind a valid header: sizes are compared with the memory there is."""
+    count = 2**32
+    edit(bundle, images=count)
+    size = count * 3 * 8 * 8
+    header = json.dumps(
+        {
+            "images": {"dtype": "U8", "shape": [count, 3, 8, 8], "data_offsets": [0, size]},
+            "labels": {"dtype": "I64", "shape": [count], "data_offsets": [size, size + 8 * count]},
+        }
+    ).encode()
+    with (bundle.folder / "images.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size + 8 * count)
+    with pytest.raises(BundleError, match="GB of memory"):
+        read_bundle(bundle.folder, SPEC)

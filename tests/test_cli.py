@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -252,3 +259,113 @@ def test_lists_are_printed(ddchallenge):
     assert rows["digits"]["train"]["images"] == 1297
     assert rows["digits"]["test"]["images"] == 500
     assert "1297" in ddchallenge("data", "verify", "digits").out
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command line as a shell runs it, with pipes; ``dd`` is our command."""
+    binary = shlex.join([sys.executable, "-c", "from ddchallenge.cli import main; main()"])
+    return subprocess.run(
+        ["bash", "-c", f'set -o pipefail; dd() {{ {binary} "$@"; }}; {command}'],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_result_is_written_whatever_becomes_of_the_output(ddchallenge, tmp_path):
+    """Nobody reads, the device is full, the terminal knows no ±: result.json is there."""
+    out = tmp_path / "out"
+    assert ddchallenge("sample", "--dataset", "digits", "--out", out).status == 0
+    score = f"dd score {out} --epochs 0 --seeds 0,1 --out {tmp_path}"
+    shell(f"{score}/a | true")
+    shell(f"{score}/b --json > /dev/full")
+    shell(f"{score}/c 2> /dev/full")
+    done = shell(f"{score}/d", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert done.returncode == 0, done.stderr
+    results = [read_result(tmp_path / name / "result.json") for name in "abcd"]
+    assert len({result.accuracy for result in results}) == 1
+    refused = shell("dd leaderboard --dataset nope --json > /dev/full")
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_run_survives_the_loss_of_its_display(tmp_path):
+    """stderr goes away in the middle of sampling: the bundle is made all the same."""
+    done = shell(f"dd sample --dataset digits --out {tmp_path}/out 2>&1 | head -1")
+    assert (tmp_path / "out" / "bundle" / "manifest.json").exists(), done.stdout
+
+
+def test_sigterm_keeps_what_came(make_submission, tmp_path):
+    """A scheduler's SIGTERM ends the run like Ctrl-C: bundle written, nothing left, status 1."""
+    entry = make_submission(
+        """
+        import time
+        import numpy as np
+        class G:
+            def setup(self, task): pass
+            def generate(self, labels, seed):
+                time.sleep(0.05)
+                return np.zeros((len(labels), 3, 8, 8), np.uint8)
+        """
+    )
+    out = tmp_path / "out"
+    arguments = ["sample", "--dataset", "digits", "--submission", str(entry.folder)]
+    arguments += ["--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from ddchallenge.cli import main; main()", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 60
+    spool = out / "spool.bin"
+    while not (spool.exists() and spool.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "Interrupted; the" in err
+    assert read_bundle(out / "bundle").manifest.images >= 16
+    assert not psutil.wait_procs(family, timeout=3)[1]
+    assert not spool.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["score", "x" * 300],
+        ["import", "x" * 300, "--dataset", "digits", "--out", "B"],
+        [*RUN, "--submission", "x" * 300],
+        [*RUN, "--out", "x" * 300],
+        [*RUN, "--seeds", "1" * 5000],
+        [*RUN, "--out", "loop/out"],
+    ],
+)
+def test_odd_paths_and_numbers_are_wrong_requests(ddchallenge, tmp_path, monkeypatch, arguments):
+    """Names too long, links in a circle, numbers without end: status 2 and a sentence."""
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    ended = ddchallenge(*arguments)
+    assert ended.status == 2
+    assert "harness itself" not in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_one_bad_result_does_not_take_the_leaderboard_down(ddchallenge, tmp_path):
+    """Markup, escapes, half characters and deep nesting in a stranger's file are left out."""
+    ended = ddchallenge(*RUN, *QUICK, "--max-images", "10", "--out", tmp_path / "good")
+    assert ended.status == 0, ended.err
+    good = json.loads((tmp_path / "good" / "result.json").read_text())
+    for number, name in enumerate(["[/evil]", "\x1b[2J", "\ud800"]):
+        bad = good | {"dataset": name}
+        (tmp_path / f"bad{number}.json").write_text(json.dumps(bad))
+    nested = json.dumps(good).replace('"gaussian"', "[" * 980 + "]" * 980)
+    (tmp_path / "bad3.json").write_text(nested)
+    ended = ddchallenge("leaderboard", "--results", tmp_path)
+    assert ended.status == 0
+    assert "10.0" in ended.out
+    assert ended.err.count("left out") == 3
+    assert "\x1b[2J" not in ended.out + ended.err
+    assert ddchallenge("leaderboard", "--results", tmp_path, "--json").status == 0

@@ -17,6 +17,7 @@ ORDER = [
     "records",
     "atomic",
     "jsonio",
+    "interrupts",
     "rules",
     "datasets",
     "environment",

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from ddchallenge.jsonio import DocumentError, from_json, read_json, to_json, write_json
+from ddchallenge.jsonio import DocumentError, from_json, printable, read_json, to_json, write_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Outer:
 
 
 RECORD = Outer(
-    name="ü×\udc80",
+    name="ü×\n字",
     count=2**53 + 1,
     ranked=False,
     note=None,
@@ -60,6 +60,14 @@ def test_a_record_comes_back_equal_through_a_file(tmp_path):
     assert json.loads((tmp_path / "record.json").read_bytes()) == to_json(RECORD)
 
 
+@pytest.mark.parametrize("text", ["\x1b[2J", "a\x00", "\ud800", "x" * 10_001])
+def test_text_a_terminal_might_obey_is_refused(text):
+    """Escape sequences, half characters and endless text come in no record from a file."""
+    with pytest.raises(DocumentError, match="name: expected printable text"):
+        from_json(Outer, changed(["name"], text), "it")
+    assert from_json(Outer, changed(["name"], printable(text)), "it").name
+
+
 def test_a_whole_number_is_a_number_too():
     """JSON writers drop ``.0``; a float field takes a whole number and stays a float."""
     record = from_json(Outer, changed(["inner", "seconds"], 3), "it")
@@ -70,14 +78,14 @@ def test_a_whole_number_is_a_number_too():
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["name"], 3, "it: name: expected text, found 3"),
+        (["name"], 3, "it: name: expected printable text, found 3"),
         (["name"], ..., "it: name is missing"),
         (["extra"], 1, "it: extra is not known here"),
         (["count"], True, "it: count: expected a whole number, found true"),
         (["count"], 1.0, "it: count: expected a whole number, found 1.0"),
         (["ranked"], 0, "it: ranked: expected true or false, found 0"),
-        (["note"], [], "it: note: expected text, found []"),
-        (["span"], [1], "it: span: expected a list of 2, found [1]"),
+        (["note"], [], "it: note: expected printable text, found a list"),
+        (["span"], [1], "it: span: expected a list of 2, found 1"),
         (["span", 1], "x", 'it: span[1]: expected a whole number, found "x"'),
         (["inner"], None, "it: inner: expected an object, found null"),
         (["inner", "seconds"], ..., "it: inner.seconds is missing"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -423,3 +424,132 @@ def test_a_torch_tensor_is_as_good_as_an_array(make_submission, tmp_path):
     )
     sampled = race(make_submission(code), tmp_path / "out", budget=60, max_images=32)
     assert (sampled.data.images[:, 0, 0, 0] == sampled.data.labels).all()
+
+
+ANSWERS_UNASKED = """
+import os, struct, time
+import numpy as np
+
+class G:
+    def setup(self, task):
+        pass
+
+    def generate(self, labels, seed):
+        import fcntl
+        frames = next(
+            fd for fd in range(3, 10)
+            if open_fd(fd) and fcntl.fcntl(fd, fcntl.F_GETFL) & 3 == os.O_WRONLY
+        )
+        index = 0
+        while True:
+            header = struct.pack("<4sHHIIIIQ", b"DDC1", 5, 3, index, 16, 8, 8, 3072)
+            os.write(frames, header + bytes(3072))
+            index += 1
+
+def open_fd(fd):
+    try:
+        os.fstat(fd)
+        return True
+    except OSError:
+        return False
+"""
+
+
+def test_a_worker_that_does_not_read_its_requests_cannot_block_us(make_submission, tmp_path):
+    """Answers without end and requests unread: refused when the request pipe is full."""
+    started = time.monotonic()
+    log = race(make_submission(ANSWERS_UNASKED), tmp_path / "out", budget=60).log
+    assert time.monotonic() - started < 40
+    assert (log.stop, log.stop_detail) == ("refused", "the worker does not read its requests")
+    assert log.images_sampled > 16
+
+
+def test_frames_without_end_do_not_hold_up_the_stop(make_submission, tmp_path):
+    """A SIGTERM handler that floods the frame pipe with complaints is killed all the same."""
+    code = HONEST.replace(
+        "pass",
+        """
+        import os, signal, struct
+        frame = struct.pack("<4sHHIIIIQ", b"DDC1", 6, 0, 0, 0, 0, 0, 0) * 1000
+        def flood(*_):
+            while True:
+                for fd in range(3, 10):
+                    try:
+                        os.write(fd, frame)
+                    except OSError:
+                        pass
+        signal.signal(signal.SIGTERM, flood)
+""",
+    ).replace("images =", "import time; time.sleep(0.05); images =")
+    started = time.monotonic()
+    log = race(make_submission(code), tmp_path / "out", budget=2.0).log
+    assert time.monotonic() - started < 2.0 + 2.0 + 1.0  # one second of Python around the race
+    assert log.stop == "deadline"
+    assert log.images_sampled > 16
+
+
+def test_a_dead_worker_is_noticed_though_its_child_holds_the_pipe(make_submission, tmp_path):
+    """A forked child keeps the frame pipe open; the run ends when the worker does."""
+    code = HONEST.replace(
+        "images[:, 0]",
+        """if labels[0] == 2:
+            import os, time
+            if os.fork() == 0:
+                time.sleep(600)
+            os.kill(os.getpid(), 11)
+        images[:, 0]""",
+    )
+    before = children()
+    started = time.monotonic()
+    log = race(make_submission(code), tmp_path / "out", budget=60).log
+    assert time.monotonic() - started < 30
+    assert log.stop == "crashed"
+    assert "SIGSEGV" in log.stop_detail
+    assert log.images_sampled == 32
+    assert log.seconds.stopping > 0
+    assert children() <= before
+
+
+def test_a_dead_augmentation_pool_ends_the_run_with_its_reason(make_submission, tmp_path):
+    """Its processes killed after the last batch came: the run ends at once and says why."""
+    killed = []
+
+    def kill_pool(status: SamplingStatus) -> None:
+        if status.images_sampled == 2000 and not killed:
+            for child in psutil.Process().children():
+                if "ddchallenge.augment" in " ".join(child.cmdline()):
+                    killed.append(child.pid)
+                    child.kill()
+
+    started = time.monotonic()
+    log = race(
+        make_submission(HONEST, batch_size="2000"), tmp_path / "out", 60,
+        max_images=10_000, augmentation="pda5", on_status=kill_pool,
+    ).log  # fmt: skip
+    assert killed
+    assert time.monotonic() - started < 30
+    assert log.stop == "crashed"
+    assert "augmentation processes ended" in log.stop_detail
+
+
+def test_a_second_interrupt_does_not_cut_the_stopping_short(make_submission, tmp_path):
+    """Ctrl-C twice, the second while the worker ignores SIGTERM: images kept, nothing left."""
+    code = IGNORES_EVERYTHING.replace("self.calls > 2", "self.calls > 3")
+    before = children()
+
+    def interrupt(status: SamplingStatus) -> None:
+        if status.images_sampled >= 32 and status.activity == "sampling":
+            threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
+            raise KeyboardInterrupt
+
+    sampled = race(make_submission(code), tmp_path / "out", on_status=interrupt)
+    assert sampled.log.stop == "interrupted"
+    assert len(sampled.data) >= 32
+    assert children() <= before
+
+
+def test_what_a_submission_says_cannot_reach_the_terminal(make_submission, tmp_path):
+    """Escape sequences in an exception's text are question marks in the log."""
+    code = HONEST.replace("images[:, 0]", r"raise ValueError('\x1b[2Jgone'); images[:, 0]")
+    with pytest.raises(SamplingError, match=r"ValueError: \?\[2Jgone"):
+        race(make_submission(code), tmp_path / "out")

@@ -45,7 +45,7 @@ def leaderboard_tables(board: Leaderboard) -> list[Table]:
 
     tables = []
     for title, rows in groupby(board.rows, _heading):
-        table = Table(title=title, title_justify="left", title_style="bold")
+        table = Table(title=escape(title), title_justify="left", title_style="bold")
         table.add_column("rank", justify="right")
         table.add_column("submission", no_wrap=True)
         table.add_column("images a class", justify="right")

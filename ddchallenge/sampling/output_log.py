@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from ddchallenge.errors import OutputError
+from ddchallenge.jsonio import printable
 
 __all__ = ["OutputLog"]
 
@@ -21,6 +22,7 @@ class OutputLog:
 
     def __init__(self, path: Path) -> None:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("wb", buffering=0)
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}.") from None
@@ -64,7 +66,7 @@ class OutputLog:
         """The last line that is not blank, at most 300 characters; empty if there was none."""
         for line in reversed(self._last.decode("utf-8", "replace").splitlines()):
             if line.strip():
-                return line.strip()[:300]
+                return printable(line.strip()[:300])
         return ""
 
     def close(self) -> None:

@@ -73,8 +73,8 @@ class WorkerProcess:
         self._files = (stdin, stdout, stderr)
         self.requests, self.frames, self.output = (file.fileno() for file in self._files)
         _enlarge_pipe(self.frames)
-        # The opening frame must fit into the pipe: a worker that never reads must not block us.
-        _enlarge_pipe(self.requests)
+        # A worker that never reads must not block us.
+        os.set_blocking(self.requests, False)
         os.set_blocking(self.frames, False)
         os.set_blocking(self.output, False)
 
@@ -82,6 +82,10 @@ class WorkerProcess:
     def pid(self) -> int:
         """The worker's process id, which is also that of its group."""
         return self._process.pid
+
+    def has_ended(self) -> bool:
+        """Whether the worker itself is no more, whatever it has left behind."""
+        return self._process.poll() is not None
 
     def ending(self) -> str:
         """How the process ended, for people; waits up to a second for it to be known."""

@@ -25,8 +25,10 @@ __all__ = ["Spool"]
 # magic, copies (0: the images themselves), side, first, count, seed, received_seconds
 ENTRY: Final = struct.Struct("<4sIIQIqd")
 MAGIC: Final = b"DDS1"
-# Beside the bundle's own copy of the images: the contact sheet, the manifest, the log.
-RESERVED_BYTES: Final = 16 << 20
+# Beside the bundle's own copy of the images: manifest and log, and a contact sheet that is no
+# larger than the images, nor than this.
+RESERVED_BYTES: Final = 2 << 20
+MAX_SHEET_BYTES: Final = 14 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ class Spool:
         full = f"the disk is full: {self.path.parent} has no room for more images"
         after = self._end + ENTRY.size + len(images)
         disk = os.fstatvfs(self._file)
-        if disk.f_bavail * disk.f_frsize < len(images) + after + RESERVED_BYTES:
+        bundle = after + min(after, MAX_SHEET_BYTES) + RESERVED_BYTES
+        if disk.f_bavail * disk.f_frsize < len(images) + bundle:
             raise StorageError(full)
         header = ENTRY.pack(MAGIC, copies, self._size, first, count, seed, received_seconds)
         try:

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ddchallenge.augment import AugmentationPool, get_plan
-from ddchallenge.errors import OutputError, SamplingError, StorageError
+from ddchallenge.errors import SamplingError, StorageError
 from ddchallenge.generator import Submission
+from ddchallenge.interrupts import held_off
+from ddchallenge.jsonio import printable
 from ddchallenge.records import (
     BatchRecord,
     DatasetSpec,
@@ -54,6 +56,8 @@ __all__ = ["Sampled", "SamplingOrder", "sample"]
 IN_FLIGHT: Final = 2
 TICK_SECONDS: Final = 0.1
 RATE_BATCHES: Final = 8
+# A frame that is being read when the deadline comes must not take long; 5461 images of 64 px.
+MAX_FRAME_BYTES: Final = 64 << 20
 # However fast frames come, display and augmentation get their turn.
 FRAMES_AT_A_TIME: Final = 16
 BATCH_LINES: Final = 10_000
@@ -134,7 +138,8 @@ class _Race:
         self.images_wanted = (
             None if self.limit is None else max(1, self.limit // (1 + self.plan.copies))
         )
-        self.batch_size = order.submission.batch_size
+        image_bytes = 3 * order.dataset.image_size**2
+        self.batch_size = min(order.submission.batch_size, MAX_FRAME_BYTES // image_bytes)
 
         self.worker: WorkerProcess | None = None
         self.pool: AugmentationPool | None = None
@@ -165,14 +170,10 @@ class _Race:
 
     def run(self) -> Sampled:
         working_dir = self.folder / "work"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            working_dir.mkdir()
-        except OSError as error:
-            raise OutputError(f"{self.folder} cannot be written: {error.strerror}.") from None
         log = OutputLog(self.folder / "worker.log")
         spool = Spool(self.folder / "spool.bin", self.order.dataset.image_size)
         try:
+            working_dir.mkdir()
             self._race(working_dir, log, spool)
             if not self.batches:
                 raise SamplingError(self._nothing_came(log))
@@ -226,8 +227,10 @@ class _Race:
                 except KeyboardInterrupt:
                     self.ended = ("interrupted", "")
         finally:
-            self._tick("stopping")
-            self._stop(reader, log)
+            # A second Ctrl-C must not leave processes behind.
+            with held_off():
+                self._tick("stopping")
+                self._stop(reader, log)
 
     def _loop(
         self,
@@ -247,15 +250,24 @@ class _Race:
                 return
             self._report()
             timeout = min(TICK_SECONDS, max(0.0, self.deadline - self.now))
-            for key, _ in selector.select(timeout):
-                if key.fd == worker.output:
-                    if log.drain(key.fd) is None:
-                        selector.unregister(key.fd)
-                elif key.fd == worker.frames and not self._receive(reader, log, spool):
-                    # Nothing more will come: stop what is left of the run, keep what it gave.
-                    selector.unregister(worker.frames)
-                    self.requests.clear()
-                    worker.stop(lambda: None)
+            ended = worker.has_ended()  # asked before reading: what it sent last is read first
+            ready = {key.fd for key, _ in selector.select(timeout)}
+            if worker.output in ready and log.drain(worker.output) is None:
+                selector.unregister(worker.output)
+            if worker.frames in ready:
+                more = self._receive(reader, log, spool)
+            else:
+                # A child it left behind may hold the pipe open for as long as it likes.
+                more = not (ended and worker.frames in selector.get_map())
+                if not more:
+                    self._note_ending(log)
+            if not more and worker.frames in selector.get_map():
+                # Nothing more will come: stop what is left of the run, keep what it gave.
+                selector.unregister(worker.frames)
+                self.requests.clear()
+                self._tick("stopping")
+                worker.stop(lambda: None)
+                self._tick("sampling")
 
     def _finished(self) -> bool:
         if self.now >= self.deadline:
@@ -311,6 +323,10 @@ class _Race:
             write_frame(self.worker.requests, header, payload)
         except BrokenPipeError:
             pass  # the worker's end is seen on the frame pipe
+        except BlockingIOError:
+            # Two small requests fit into any pipe: their answers came without their being read.
+            self.ended = ("refused", "the worker does not read its requests")
+            self.requests.clear()
 
     def _ask(self) -> None:
         while self.state == "sampling" and self.ended is None and len(self.requests) < IN_FLIGHT:
@@ -328,8 +344,8 @@ class _Race:
             seed = batch_seed(self.order.run_seed, self.next_index)
             request = _Request(self.next_index, self.next_first, count, seed, self.now)
             self._tick()
-            self._send(*pack_request(request.index, request.first, count, seed))
             self.requests.append(request)
+            self._send(*pack_request(request.index, request.first, count, seed))
             self.next_index += 1
             self.next_first += count
 
@@ -372,9 +388,9 @@ class _Race:
                     self._count_late(frame)
                     return True  # the loop sees the deadline
                 self._take(frame, spool)
+                self._ask()
                 if self.ended is not None:
                     return False
-                self._ask()
         except WireError as error:
             self.ended = ("refused", f"the worker broke the frame protocol: {error}")
             return False
@@ -382,18 +398,21 @@ class _Race:
             self.ended = ("disk-full", str(error))
             return False
         if reader.closed:
-            assert self.worker is not None  # noqa: S101 - set by our only caller
-            log.drain_rest(self.worker.output)
-            last = log.last_line()
-            detail = f"the worker {self.worker.ending()}" + (f"; it last said: {last}" * bool(last))
-            self.ended = ("crashed", detail)
+            self._note_ending(log)
             return False
         return True
+
+    def _note_ending(self, log: OutputLog) -> None:
+        assert self.worker is not None  # noqa: S101 - set by our only caller
+        log.drain_rest(self.worker.output)
+        last = log.last_line()
+        detail = f"the worker {self.worker.ending()}" + (f"; it last said: {last}" * bool(last))
+        self.ended = ("crashed", detail)
 
     def _take(self, frame: Frame, spool: Spool) -> None:
         kind = frame.header.kind
         if kind in (Kind.FAILED, Kind.VIOLATION):
-            text = frame.payload.decode("utf-8", "replace")
+            text = printable(frame.payload.decode("utf-8", "replace"))
             self.ended = ("crashed" if kind is Kind.FAILED else "refused", text)
         elif kind is Kind.HELLO:
             self.state = "load"
@@ -439,7 +458,7 @@ class _Race:
         self.batches.append(record)
 
     def _count_late(self, frame: Frame) -> None:
-        if frame.header.kind is Kind.IMAGES:
+        if frame.header.kind is Kind.IMAGES and self.requests:
             self.images_late += frame.header.count
             self.requests.popleft()
 
@@ -460,7 +479,7 @@ class _Race:
     def _collect_copies(self, spool: Spool) -> None:
         if self.pool is None:
             return
-        if self.pool.failure is not None and self.ended is None:
+        if self.pool.failure is not None and (self.waiting or self.backlog):
             self.ended = ("crashed", self.pool.failure)
             self.backlog.clear()
             self.waiting = 0
@@ -496,7 +515,9 @@ class _Race:
             log.drain(worker.output)
             if self.ended is None or self.ended[0] in ("deadline", "interrupted"):
                 try:
-                    while (frame := reader.poll()) is not None:
+                    for _ in range(FRAMES_AT_A_TIME):
+                        if (frame := reader.poll()) is None:
+                            break
                         self._count_late(frame)
                 except WireError:
                     pass  # a cut frame is what stopping makes of it

@@ -53,8 +53,9 @@ def task_payload(task: GenerationTask, folder: Path, entry_point: str) -> bytes:
             "options": dict(task.options),
             "folder": str(folder.resolve()),
             "entry_point": entry_point,
-        }
-    ).encode()
+        },
+        ensure_ascii=False,
+    ).encode("utf-8", "surrogateescape")
 
 
 def _task(document: dict[str, Any]) -> GenerationTask:
@@ -145,7 +146,7 @@ def _serve(requests: int, frames: int) -> None:
     opening = read_frame(requests)
     if opening is None:
         return
-    document = json.loads(bytes(opening.payload))
+    document = json.loads(opening.payload.decode("utf-8", "surrogateescape"))
     task = _task(document)
     generator = load_generator(Path(document["folder"]), document["entry_point"])
     generator.setup(task)
