@@ -647,9 +647,12 @@ def _order(
     chosen = find_submission(submission or DEFAULT_SUBMISSION)
     require_dataset(chosen, spec.name)
     plan = get_plan(augment or chosen.augmentation)
-    if max_images is not None and max_images < 1 + plan.copies:
+    limit = "--max-images", max_images
+    if max_images is None:
+        limit = "images_per_class =", chosen.images_per_class
+    if limit[1] is not None and limit[1] < 1 + plan.copies:
         raise RequestError(
-            f"--max-images {max_images} is less than one image and its {plan.copies} copies "
+            f"{limit[0]} {limit[1]} is less than one image and its {plan.copies} copies "
             f"({plan.name})."
         )
     return SamplingOrder(

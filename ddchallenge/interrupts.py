@@ -18,13 +18,17 @@ _STOPPING: Final = tuple(
 
 
 def as_interrupt() -> None:
-    """From now on SIGTERM and SIGHUP raise :class:`KeyboardInterrupt` in the main thread."""
+    """From now on SIGTERM and SIGHUP raise :class:`KeyboardInterrupt` in the main thread.
+
+    A signal that is ignored stays so: that is what ``nohup`` asks for.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     for number in _STOPPING:
-        signal.signal(number, interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
 
 
 @contextmanager

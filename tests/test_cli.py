@@ -332,6 +332,15 @@ def test_sigterm_keeps_what_came(make_submission, tmp_path):
     assert not spool.exists()
 
 
+def test_a_class_needs_room_for_an_image_and_its_copies(ddchallenge, tmp_path, make_submission):
+    """images_per_class below one image and its copies is refused, not rounded to nothing."""
+    entry = make_submission("class G: ...", images_per_class="3")
+    command = ["sample", "--dataset", "digits", "--submission", entry.folder, "--augment", "pda5"]
+    ended = ddchallenge(*command, "--out", tmp_path / "out")
+    assert ended.status == 2
+    assert "images_per_class = 3 is less than one image and its 4 copies" in ended.err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -161,6 +161,13 @@ def test_copies_are_made_in_the_budget_and_follow_their_image(make_submission, t
         assert (data.images[place + 1 : place + 5] == copies).all()
 
 
+def test_images_a_class_count_copies_and_leave_no_class_out(make_submission, tmp_path):
+    """Seven images a class with four copies each are one image and its copies in every class."""
+    entry = make_submission(HONEST, images_per_class="7")
+    data = race(entry, tmp_path / "out", augmentation="pda5").data
+    assert data.images_per_class(10) == (5, 5)
+
+
 IGNORES_EVERYTHING = """
 import os, signal, time
 import numpy as np

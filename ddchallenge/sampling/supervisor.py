@@ -134,10 +134,7 @@ class _Race:
         self.on_status = on_status
         self.clock = clock
         self.plan: AugmentationPlan = get_plan(order.augmentation)
-        self.limit = self._bundle_limit()
-        self.images_wanted = (
-            None if self.limit is None else max(1, self.limit // (1 + self.plan.copies))
-        )
+        self.images_wanted = self._images_to_sample()
         image_bytes = 3 * order.dataset.image_size**2
         self.batch_size = min(order.submission.batch_size, MAX_FRAME_BYTES // image_bytes)
 
@@ -159,12 +156,15 @@ class _Race:
         self.phases = dict.fromkeys(PhaseSeconds.__dataclass_fields__, 0.0)
         self.ended: tuple[StopReason, str] | None = None
 
-    def _bundle_limit(self) -> int | None:
-        """The most images the bundle may hold: what the user said, else what the entrant wants."""
+    def _images_to_sample(self) -> int | None:
+        """How many to ask for: with their copies they are what the user or the entrant wants."""
+        per_image = 1 + self.plan.copies
         if self.order.max_images is not None:
-            return self.order.max_images
+            return max(1, self.order.max_images // per_image)
         per_class = self.order.submission.images_per_class
-        return None if per_class is None else per_class * self.order.dataset.num_classes
+        if per_class is None:
+            return None
+        return max(1, per_class // per_image) * self.order.dataset.num_classes
 
     # ------------------------------------------------------------------------------ the main line
 
@@ -593,7 +593,9 @@ class _Race:
             budget_seconds=self.order.budget_seconds,
             images_sampled=self.images_sampled,
             images_augmented=self.images_augmented,
-            images_wanted=self.limit,
+            images_wanted=(
+                self.images_wanted * (1 + self.plan.copies) if self.images_wanted else None
+            ),
             images_per_second=self._rate() or 0.0,
             num_classes=self.order.dataset.num_classes,
         )

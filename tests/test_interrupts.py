@@ -1,0 +1,48 @@
+"""Signals are taken as Ctrl-C, and held off where stopping must be finished."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from ddchallenge.interrupts import as_interrupt, held_off
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """The handlers of this process are given back as they were."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stopping_signal_is_ctrl_c(number):
+    """SIGTERM and SIGHUP raise what Ctrl-C raises."""
+    as_interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+
+
+def test_nohup_is_respected():
+    """A signal that was ignored when we started stays ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    as_interrupt()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_signals_are_held_off_and_handlers_come_back():
+    """Inside nothing happens, afterwards Ctrl-C works again."""
+    as_interrupt()
+    with held_off():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
