@@ -62,8 +62,7 @@ def _classes(data: LabeledImages, spec: DatasetSpec) -> list[Finding | None]:
         names = ", ".join(spec.class_names[i] for i in empty[:3]) + ", ..." * (len(empty) > 3)
         text = f"{_of(len(empty), spec.num_classes)} classes have no image: {names}"
         return [Finding(level="warning", code="empty-classes", text=text)]
-    # A deadline cuts the copies of some classes: that much is not the generator's doing.
-    if counts.max() - counts.min() > max(1, counts.max() // 20):
+    if counts.max() - counts.min() > 1:
         text = f"the classes are unbalanced: {counts.min():,} to {counts.max():,} images a class"
         return [Finding(level="info", code="unbalanced", text=text)]
     return []

@@ -161,6 +161,24 @@ def test_copies_are_made_in_the_budget_and_follow_their_image(make_submission, t
         assert (data.images[place + 1 : place + 5] == copies).all()
 
 
+@pytest.mark.parametrize("seconds", [2.0, 2.3, 2.6])
+def test_a_cut_among_the_copies_leaves_the_bundle_balanced(make_submission, tmp_path, seconds):
+    """Copies are kept for whole rounds over the classes: within one image a class, as sampled."""
+    slow = HONEST.replace("images =", "import time; time.sleep(0.01); images =")
+    sampled = race(
+        make_submission(slow, batch_size="7"), tmp_path / "out", seconds, augmentation="pda5"
+    )
+    log, data = sampled.log, sampled.data
+    assert log.stop == "deadline"
+    least, most = data.images_per_class(10)
+    assert most - least <= 1
+    assert len(data) == log.images_sampled + log.images_augmented
+    whole = sum(end - first for first, end in log.augmented_ranges)
+    assert whole % 10 == 0
+    assert log.images_augmented == 4 * whole
+    assert whole > 0
+
+
 def test_images_a_class_count_copies_and_leave_no_class_out(make_submission, tmp_path):
     """Seven images a class with four copies each are one image and its copies in every class."""
     entry = make_submission(HONEST, images_per_class="7")

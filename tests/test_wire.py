@@ -151,6 +151,9 @@ def test_the_spool_gives_back_what_it_took_class_major(tmp_path):
     assert data.images[:, 0, 0, 0].tolist() == [0, 10, 20, 3, 6, 1, 11, 21, 4, 2, 5]
     assert data.labels.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
     assert (data.images == data.images[:, :1, :1, :1]).all()
+    cut = spool.assemble(3, copies_end=1)
+    assert cut.images[:, 0, 0, 0].tolist() == [0, 10, 20, 3, 6, 1, 4, 2, 5]
+    assert spool.assemble(3, copies_end=0).images[:, 0, 0, 0].tolist() == [0, 3, 6, 1, 4, 2, 5]
     spool.close()
     with pytest.raises(OutputError, match="cannot be written"):
         Spool(tmp_path / "spool.bin", 4)

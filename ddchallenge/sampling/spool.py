@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -107,16 +107,24 @@ class Spool:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def assemble(self, num_classes: int) -> LabeledImages:
+    def assemble(self, num_classes: int, copies_end: int | None = None) -> LabeledImages:
         """Everything in the spool, class-major: by label, then by sampled image, then by copy.
 
-        Within a class a sampled image is followed by its copies (Su et al.'s order). Images are
-        uint8 N×3×size×size in memory once; labels int64 N.
+        Copies of the sampled images from ``copies_end`` on are left out. Within a class a sampled
+        image is followed by its copies (Su et al.'s order). Images are uint8 N×3×size×size in
+        memory once; labels int64 N.
         """
         import numpy as np
 
+        entries = self._entries
+        if copies_end is not None:
+            entries = [
+                replace(e, count=min(e.count, copies_end - e.first)) if e.copies else e
+                for e in entries
+                if not e.copies or e.first < copies_end
+            ]
         numbers, copy_of = [], []
-        for entry in self._entries:
+        for entry in entries:
             run = np.arange(entry.first, entry.first + entry.count, dtype=np.int64)
             numbers.append(np.repeat(run, max(entry.copies, 1)))
             copy = np.tile(np.arange(1, entry.copies + 1), entry.count)
@@ -130,7 +138,7 @@ class Spool:
 
         images = np.empty((len(order), 3, self._size, self._size), dtype=np.uint8)
         done = 0
-        for entry in self._entries:
+        for entry in entries:
             total = entry.count * max(entry.copies, 1)
             for start in range(0, total, 4096):
                 some = min(4096, total - start)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ddchallenge.augment import AugmentationPool, get_plan
+from ddchallenge.augment import get_plan
 from ddchallenge.errors import SamplingError, StorageError
 from ddchallenge.generator import Submission
 from ddchallenge.interrupts import held_off
@@ -32,6 +32,7 @@ from ddchallenge.records import (
     SamplingStatus,
     StopReason,
 )
+from ddchallenge.sampling.copies import CopyMaker
 from ddchallenge.sampling.output_log import OutputLog
 from ddchallenge.sampling.process import WorkerProcess
 from ddchallenge.sampling.schedule import batch_seed, fitted_batch
@@ -61,9 +62,6 @@ MAX_FRAME_BYTES: Final = 64 << 20
 # However fast frames come, display and augmentation get their turn.
 FRAMES_AT_A_TIME: Final = 16
 BATCH_LINES: Final = 10_000
-# Images handed to the augmentation pool at a time, and how many such pieces may wait there.
-AUGMENTATION_CHUNK: Final = 32
-AUGMENTATION_WAITING: Final = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +137,6 @@ class _Race:
         self.batch_size = min(order.submission.batch_size, MAX_FRAME_BYTES // image_bytes)
 
         self.worker: WorkerProcess | None = None
-        self.pool: AugmentationPool | None = None
         self.requests: deque[_Request] = deque()
         self.batches: list[BatchRecord] = []
         self.arrivals: deque[tuple[float, int]] = deque(maxlen=RATE_BATCHES)
@@ -147,11 +144,6 @@ class _Race:
         self.next_first = 0
         self.images_sampled = 0
         self.images_late = 0
-        self.backlog: deque[tuple[int, int, int]] = deque()  # first, count, spool entry
-        self.waiting = 0  # chunks handed to the pool
-        self.augmented: dict[int, int] = {}  # first image of a finished chunk -> its length
-        self.images_augmented = 0
-        self.augmentation_worker_seconds = 0.0
         self.state = "start_up"
         self.phases = dict.fromkeys(PhaseSeconds.__dataclass_fields__, 0.0)
         self.ended: tuple[StopReason, str] | None = None
@@ -172,12 +164,13 @@ class _Race:
         working_dir = self.folder / "work"
         log = OutputLog(self.folder / "worker.log")
         spool = Spool(self.folder / "spool.bin", self.order.dataset.image_size)
+        self.copies = CopyMaker(self.plan, self.order.run_seed, spool)
         try:
             working_dir.mkdir()
             self._race(working_dir, log, spool)
             if not self.batches:
                 raise SamplingError(self._nothing_came(log))
-            data = spool.assemble(self.order.dataset.num_classes)
+            data = spool.assemble(self.order.dataset.num_classes, self._balance_copies())
         except BaseException:
             spool.close()
             if not self.batches:
@@ -189,6 +182,17 @@ class _Race:
             if not self.batches and not log.last_line():
                 self._leave_nothing()
         return Sampled(data, self._log(), spool)
+
+    def _balance_copies(self) -> int | None:
+        """For a run that was cut: the sampled image from which on no copies are kept."""
+        reason, detail = self.ended or ("crashed", "")
+        if reason == "images":
+            return None
+        dropped = self.copies.keep_whole_rounds(self.order.dataset.num_classes)
+        if dropped:
+            text = f"for balance, {dropped} images of an unfinished round go without copies"
+            self.ended = (reason, f"{detail}; {text}".lstrip("; "))
+        return sum(end - first for first, end in self.copies.ranges())
 
     def _leave_nothing(self) -> None:
         """Remove an empty log, and the folder if we made it and nothing else is in it."""
@@ -211,16 +215,15 @@ class _Race:
         opening = task_payload(task, submission.folder, submission.entry_point)
         self.started = self.now = self.clock()
         self.deadline = self.started + self.order.budget_seconds
-        self.worker = WorkerProcess(working_dir, spare=self._pool_pids)
-        if self.plan.copies:
-            self.pool = AugmentationPool(self.plan, self.order.run_seed)
+        self.worker = WorkerProcess(working_dir, spare=self.copies.pids)
+        self.copies.start()
         reader = FrameReader(self.worker.frames, self._admit)
         try:
             with selectors.DefaultSelector() as selector:
                 selector.register(self.worker.frames, selectors.EVENT_READ)
                 selector.register(self.worker.output, selectors.EVENT_READ)
-                if self.pool is not None:
-                    selector.register(self.pool, selectors.EVENT_READ)
+                if self.copies.readable is not None:
+                    selector.register(self.copies.readable, selectors.EVENT_READ)
                 try:
                     self._send(Header(kind=Kind.TASK, payload_bytes=len(opening)), opening)
                     self._loop(selector, reader, log, spool)
@@ -243,8 +246,7 @@ class _Race:
         worker = self.worker
         while True:
             self._tick()
-            self._collect_copies(spool)
-            self._hand_out_copies(spool)
+            self._make_copies()
             self._ask()
             if self._finished():
                 return
@@ -269,6 +271,15 @@ class _Race:
                 worker.stop(lambda: None)
                 self._tick("sampling")
 
+    def _make_copies(self) -> None:
+        try:
+            self.copies.collect(self.started, self.deadline)
+        except StorageError as error:
+            self.ended = ("disk-full", str(error))
+        self.copies.hand_out()
+        if failure := self.copies.failure():
+            self.ended = ("crashed", failure)
+
     def _finished(self) -> bool:
         if self.now >= self.deadline:
             if self.ended is None:
@@ -278,8 +289,7 @@ class _Race:
             return True
         if self.ended is None and self._all_sampled():
             self.ended = ("images", "")
-        copying = self.pool is not None and (self.waiting or self.backlog)
-        return self.ended is not None and not copying
+        return self.ended is not None and not self.copies.pending
 
     def _all_sampled(self) -> bool:
         return self.images_wanted is not None and self.images_sampled >= self.images_wanted
@@ -306,7 +316,7 @@ class _Race:
             return self.state
         if self.requests:
             return "sampling"
-        return "augmentation" if self.waiting or self.backlog else "idle"
+        return "augmentation" if self.copies.pending else "idle"
 
     def _rate(self) -> float | None:
         """Images a second over the last batches; None before one has arrived."""
@@ -433,9 +443,7 @@ class _Race:
             self.arrivals.append((self.now, request.count))
             self.images_sampled += request.count
             self._note_batch(request, received)
-            if self.pool is not None:
-                entry = len(spool) - 1
-                self.backlog.append((request.first, request.count, entry))
+            self.copies.take(request.first, request.count)
 
     def _note_batch(self, request: _Request, received: float) -> None:
         # A manifest must stay readable after ten minutes of a thousand batches a second, so
@@ -461,47 +469,6 @@ class _Race:
         if frame.header.kind is Kind.IMAGES and self.requests:
             self.images_late += frame.header.count
             self.requests.popleft()
-
-    # --------------------------------------------------------------------------------- augmentation
-
-    def _pool_pids(self) -> tuple[int, ...]:
-        return self.pool.pids() if self.pool is not None else ()
-
-    def _hand_out_copies(self, spool: Spool) -> None:
-        while self.pool is not None and self.backlog and self.waiting < AUGMENTATION_WAITING:
-            first, count, entry = self.backlog.popleft()
-            some = min(count, AUGMENTATION_CHUNK)
-            self.pool.submit(first, spool.read(first, some, entry))
-            self.waiting += 1
-            if count > some:
-                self.backlog.appendleft((first + some, count - some, entry))
-
-    def _collect_copies(self, spool: Spool) -> None:
-        if self.pool is None:
-            return
-        if self.pool.failure is not None and (self.waiting or self.backlog):
-            self.ended = ("crashed", self.pool.failure)
-            self.backlog.clear()
-            self.waiting = 0
-        for chunk in self.pool.completed():
-            self.waiting -= 1
-            self.augmentation_worker_seconds += chunk.seconds
-            if chunk.done_at >= self.deadline:
-                continue
-            copies = chunk.images
-            try:
-                spool.append(
-                    copies.data.cast("B"),
-                    first=chunk.first,
-                    count=len(copies),
-                    copies=self.plan.copies,
-                    received_seconds=chunk.done_at - self.started,
-                )
-            except StorageError as error:
-                self.ended = ("disk-full", str(error))
-                return
-            self.augmented[chunk.first] = len(copies)
-            self.images_augmented += len(copies) * self.plan.copies
 
     # ------------------------------------------------------------------------------------- stopping
 
@@ -529,8 +496,7 @@ class _Race:
                 self.ended = (reason, detail)
             log.drain_rest(worker.output)
         finally:
-            if self.pool is not None:
-                self.pool.stop()
+            self.copies.stop()
             worker.close()
             self._tick()
             self.on_status(self._status("stopped"))
@@ -560,11 +526,11 @@ class _Race:
             max_images=self.order.max_images,
             augmentation=self.plan.name,
             images_sampled=self.images_sampled,
-            images_augmented=self.images_augmented,
+            images_augmented=self.copies.images,
             late_images=self.images_late,
             seconds=PhaseSeconds(**self.phases),
-            augmentation_worker_seconds=self.augmentation_worker_seconds,
-            augmented_ranges=_merged(self.augmented),
+            augmentation_worker_seconds=self.copies.worker_seconds,
+            augmented_ranges=self.copies.ranges(),
             batches=tuple(self.batches),
         )
 
@@ -592,24 +558,13 @@ class _Race:
             elapsed_seconds=self.now - self.started,
             budget_seconds=self.order.budget_seconds,
             images_sampled=self.images_sampled,
-            images_augmented=self.images_augmented,
+            images_augmented=self.copies.images,
             images_wanted=(
                 self.images_wanted * (1 + self.plan.copies) if self.images_wanted else None
             ),
             images_per_second=self._rate() or 0.0,
             num_classes=self.order.dataset.num_classes,
         )
-
-
-def _merged(chunks: dict[int, int]) -> tuple[tuple[int, int], ...]:
-    """``{first: length}`` as sorted ``(first, end)`` ranges, neighbours joined."""
-    ranges: list[tuple[int, int]] = []
-    for first, length in sorted(chunks.items()):
-        if ranges and ranges[-1][1] == first:
-            ranges[-1] = (ranges[-1][0], first + length)
-        else:
-            ranges.append((first, first + length))
-    return tuple(ranges)
 
 
 def _say(header: Header) -> str:
