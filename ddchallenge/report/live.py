@@ -43,10 +43,14 @@ class _Display:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         if console.is_terminal:
-            bar = [BarColumn(bar_width=24)] if console.width >= WIDE_COLUMNS else []
+            # A narrow terminal has room for the facts and for nothing else.
+            wide = console.width >= WIDE_COLUMNS
             self._progress = Progress(
-                TextColumn("[bold]{task.description}"),
-                *bar,
+                *(
+                    [TextColumn("[bold]{task.description}"), BarColumn(bar_width=16)]
+                    if wide
+                    else []
+                ),
                 TextColumn("{task.fields[text]}"),
                 console=console,
                 auto_refresh=False,
@@ -82,10 +86,9 @@ class SamplingDisplay(_Display):
         images = status.images_sampled + status.images_augmented
         left = status.budget_seconds - status.elapsed_seconds
         wanted = f" of {status.images_wanted:,}" if status.images_wanted else ""
-        copies = f" ({status.images_sampled:,} sampled)" if status.images_augmented else ""
         text = (
-            f"{duration(left)} left  {images:,}{wanted} images{copies}  "
-            f"{images / status.num_classes:.1f} a class  "
+            f"{duration(left)} left  {images:,}{wanted} images  "
+            f"{images / status.num_classes:,.1f} a class  "
             f"{status.images_per_second:,.0f} sampled/s  {status.activity}"
         )
         fraction = status.elapsed_seconds / max(status.budget_seconds, 1e-9)
@@ -104,7 +107,7 @@ class ScoringDisplay(_Display):
         batch = f" batch {status.batch:,}/{status.batches:,}" if status.batch else ""
         loss = f"loss {status.loss:.4f}  " if status.loss is not None else ""
         text = (
-            f"seed {status.seed} ({status.seeds_done + 1} of {status.seeds})  "
+            f"seed {status.seed} ({status.seeds_done + 1}/{status.seeds})  "
             f"epoch {status.epoch:,}/{status.epochs:,}{batch}  {loss}"
             f"{duration(status.remaining_seconds)} left"
         )
