@@ -137,6 +137,7 @@ class _Race:
         self.batch_size = min(order.submission.batch_size, MAX_FRAME_BYTES // image_bytes)
 
         self.worker: WorkerProcess | None = None
+        self.reader: FrameReader | None = None
         self.requests: deque[_Request] = deque()
         self.batches: list[BatchRecord] = []
         self.arrivals: deque[tuple[float, int]] = deque(maxlen=RATE_BATCHES)
@@ -215,35 +216,32 @@ class _Race:
         opening = task_payload(task, submission.folder, submission.entry_point)
         self.started = self.now = self.clock()
         self.deadline = self.started + self.order.budget_seconds
-        self.worker = WorkerProcess(working_dir, spare=self.copies.pids)
-        self.copies.start()
-        reader = FrameReader(self.worker.frames, self._admit)
         try:
+            self.worker = WorkerProcess(working_dir, spare=self.copies.pids)
+            self.copies.start()
+            self._send(Header(kind=Kind.TASK, payload_bytes=len(opening)), opening)
             with selectors.DefaultSelector() as selector:
                 selector.register(self.worker.frames, selectors.EVENT_READ)
                 selector.register(self.worker.output, selectors.EVENT_READ)
                 if self.copies.readable is not None:
                     selector.register(self.copies.readable, selectors.EVENT_READ)
-                try:
-                    self._send(Header(kind=Kind.TASK, payload_bytes=len(opening)), opening)
-                    self._loop(selector, reader, log, spool)
-                except KeyboardInterrupt:
-                    self.ended = ("interrupted", "")
+                self._loop(selector, self.worker, log, spool)
+        except KeyboardInterrupt:
+            self.ended = ("interrupted", "")
         finally:
             # A second Ctrl-C must not leave processes behind.
             with held_off():
                 self._tick("stopping")
-                self._stop(reader, log)
+                self._stop(log)
 
     def _loop(
         self,
         selector: selectors.BaseSelector,
-        reader: FrameReader,
+        worker: WorkerProcess,
         log: OutputLog,
         spool: Spool,
     ) -> None:
-        assert self.worker is not None  # noqa: S101 - set by our only caller
-        worker = self.worker
+        self.reader = reader = FrameReader(worker.frames, self._admit)
         while True:
             self._tick()
             self._make_copies()
@@ -257,12 +255,12 @@ class _Race:
             if worker.output in ready and log.drain(worker.output) is None:
                 selector.unregister(worker.output)
             if worker.frames in ready:
-                more = self._receive(reader, log, spool)
+                more = self._receive(worker, reader, log, spool)
             else:
                 # A child it left behind may hold the pipe open for as long as it likes.
                 more = not (ended and worker.frames in selector.get_map())
                 if not more:
-                    self._note_ending(log)
+                    self._note_ending(worker, log)
             if not more and worker.frames in selector.get_map():
                 # Nothing more will come: stop what is left of the run, keep what it gave.
                 selector.unregister(worker.frames)
@@ -328,7 +326,8 @@ class _Race:
     # ------------------------------------------------------------------------------------- requests
 
     def _send(self, header: Header, payload: bytes) -> None:
-        assert self.worker is not None  # noqa: S101 - set by our only caller
+        if self.worker is None:
+            return
         try:
             write_frame(self.worker.requests, header, payload)
         except BrokenPipeError:
@@ -386,7 +385,9 @@ class _Race:
             wanted = _say(expected) if expected else "no frame"
             raise WireError(f"expected {wanted}, found {_say(header)}")
 
-    def _receive(self, reader: FrameReader, log: OutputLog, spool: Spool) -> bool:
+    def _receive(
+        self, worker: WorkerProcess, reader: FrameReader, log: OutputLog, spool: Spool
+    ) -> bool:
         """Take the frames that are whole; False when no more will come."""
         try:
             for _ in range(FRAMES_AT_A_TIME):
@@ -402,21 +403,21 @@ class _Race:
                 if self.ended is not None:
                     return False
         except WireError as error:
-            self.ended = ("refused", f"the worker broke the frame protocol: {error}")
+            if self.ended is None:
+                self.ended = ("refused", f"the worker broke the frame protocol: {error}")
             return False
         except StorageError as error:
             self.ended = ("disk-full", str(error))
             return False
         if reader.closed:
-            self._note_ending(log)
+            self._note_ending(worker, log)
             return False
         return True
 
-    def _note_ending(self, log: OutputLog) -> None:
-        assert self.worker is not None  # noqa: S101 - set by our only caller
-        log.drain_rest(self.worker.output)
+    def _note_ending(self, worker: WorkerProcess, log: OutputLog) -> None:
+        log.drain_rest(worker.output)
         last = log.last_line()
-        detail = f"the worker {self.worker.ending()}" + (f"; it last said: {last}" * bool(last))
+        detail = f"the worker {worker.ending()}" + (f"; it last said: {last}" * bool(last))
         self.ended = ("crashed", detail)
 
     def _take(self, frame: Frame, spool: Spool) -> None:
@@ -472,15 +473,17 @@ class _Race:
 
     # ------------------------------------------------------------------------------------- stopping
 
-    def _stop(self, reader: FrameReader, log: OutputLog) -> None:
+    def _stop(self, log: OutputLog) -> None:
         """Stop everything, prove it, and count what came too late meanwhile."""
-        worker = self.worker
+        worker, reader = self.worker, self.reader
         if worker is None:
             return
 
         def drain() -> None:
             log.drain(worker.output)
-            if self.ended is None or self.ended[0] in ("deadline", "interrupted"):
+            if reader is not None and (
+                self.ended is None or self.ended[0] in ("deadline", "interrupted")
+            ):
                 try:
                     for _ in range(FRAMES_AT_A_TIME):
                         if (frame := reader.poll()) is None:
