@@ -20,7 +20,13 @@ from ddchallenge.augment import PLANS
 from ddchallenge.datasets.normalise import normalise
 from ddchallenge.errors import BundleError, UnknownNameError
 from ddchallenge.jsonio import DocumentError, from_json, read_json, to_json, write_json
-from ddchallenge.records import Bundle, DatasetSpec, LabeledImages, Manifest
+from ddchallenge.records import (
+    MANIFEST_SCHEMA,
+    Bundle,
+    DatasetSpec,
+    LabeledImages,
+    Manifest,
+)
 from ddchallenge.rules import TRACKS
 
 if TYPE_CHECKING:
@@ -31,7 +37,6 @@ if TYPE_CHECKING:
 __all__ = [
     "IMAGES_FILE",
     "MANIFEST_FILE",
-    "MANIFEST_SCHEMA",
     "SAMPLES_FILE",
     "normalised_chunks",
     "read_bundle",
@@ -42,9 +47,8 @@ __all__ = [
 IMAGES_FILE: Final = "images.safetensors"
 MANIFEST_FILE: Final = "manifest.json"
 SAMPLES_FILE: Final = "samples.png"
-MANIFEST_SCHEMA: Final = 1
 
-# A manifest lists every batch; 64 MiB is some 200 000 of them.
+# A manifest has ten thousand lines of batches at most, about two megabytes.
 _MAX_MANIFEST_BYTES: Final = 64 << 20
 _CHUNK_BYTES: Final = 16 << 20
 _DTYPES: Final = {"uint8": "U8", "float32": "F32", "int64": "I64"}

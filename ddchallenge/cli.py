@@ -23,6 +23,7 @@ from ddchallenge.interrupts import as_interrupt
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ddchallenge.audit import Finding
     from ddchallenge.records import (
         Bundle,
         DatasetSpec,
@@ -56,9 +57,11 @@ def main() -> None:
         commands.main(arguments, prog_name="ddchallenge", standalone_mode=False)
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
-        sys.exit(2)
+    except click.UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError" and error.ctx:  # click 8.2 and later
+            _echo(error.ctx.get_help(), err=True)
+            sys.exit(2)
+        _fail(error.format_message(), error.exit_code, _usage(error))
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code, _usage(error))
     except (KeyboardInterrupt, click.Abort):
@@ -103,7 +106,7 @@ def _usage(error: click.ClickException) -> str:
 # --------------------------------------------------------------------------- parameters of commands
 
 
-class _Budget(click.ParamType[float]):
+class _Budget(click.ParamType):  # type: ignore[type-arg]  # not subscriptable before 8.5
     name = "time"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
@@ -114,7 +117,7 @@ class _Budget(click.ParamType[float]):
         return seconds
 
 
-class _Seeds(click.ParamType[tuple[int, ...]]):
+class _Seeds(click.ParamType):  # type: ignore[type-arg]
     name = "seeds"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
@@ -258,6 +261,7 @@ def run(
         origin = order.submission.name
         if record:
             recorded = record_path(order.submission, spec.name, judge.protocol.id)
+            _check_writable(recorded.parent)
             by_the_rules = judge.official and order.budget_seconds == rules.budget_seconds
             check_recordable(recorded, official=by_the_rules)
     else:
@@ -281,9 +285,9 @@ def run(
         bundle = _import(console, cast("Path", images), labels, spec, rules.track, out / "bundle")
     else:
         bundle = _sample(console, order, data_dir, out)
-    _show_audit(console, bundle, spec, test)
-    result = _score(console, bundle, test, judge, data_dir)
-    _finish(console, result, [out / "result.json", *([recorded] if recorded else [])], as_json)
+    findings = _show_audit(console, bundle, spec, test)
+    result = _score(console, bundle, test, judge, data_dir, findings)
+    _finish(console, result, out, recorded, as_json)
     _end_as_the_generator_did(bundle, out)
 
 
@@ -361,18 +365,17 @@ def score(
     console = _console()
     if out is not None:
         _refuse_existing(out / "result.json")
-        _check_writable(out)
     opened = _open_bundle(console, bundle)
     spec = get_dataset(opened.manifest.dataset)
     if out is None:
         # `run` has its bundle in a folder of that name, beside the result.
         out = opened.folder.parent if opened.folder.name == "bundle" else opened.folder
         _refuse_existing(out / "result.json")
-    recorded = [_place_for(opened, spec, judge)] if record else []
+    recorded = _place_for(opened, spec, judge) if record else None
     test = _test_images(console, spec, data_dir)
-    _show_audit(console, opened, spec, test)
-    result = _score(console, opened, test, judge, data_dir)
-    _finish(console, result, [out / "result.json", *recorded], as_json)
+    findings = _show_audit(console, opened, spec, test)
+    result = _score(console, opened, test, judge, data_dir, findings)
+    _finish(console, result, out, recorded, as_json)
 
 
 @commands.command("import")
@@ -480,7 +483,7 @@ def new(name: str, parent: Path) -> None:
         if row.name == name:
             raise RequestError(f"There is a submission {name} already, in {row.folder}.")
     folder = new_submission(name, parent)
-    click.echo(
+    _echo(
         f"{folder} is ready. Edit {folder / 'generate.py'}, then\n"
         f"  ddchallenge run --track generative --dataset digits --submission {folder}"
     )
@@ -522,7 +525,7 @@ def leaderboard(
         )
         return
     if as_markdown:
-        click.echo(leaderboard_markdown(board), nl=False)
+        _echo(leaderboard_markdown(board).rstrip("\n"))
         return
     output = _console(err=False)
     for table in leaderboard_tables(board):
@@ -691,9 +694,9 @@ def _check_writable(out: Path) -> None:
         above = next(folder for folder in (out, *out.absolute().parents) if os.path.lexists(folder))
         writable = above.is_dir() and os.access(above, os.W_OK | os.X_OK)
     except OSError as error:
-        raise OutputError(f"--out {out} cannot be written: {error.strerror}.") from None
+        raise OutputError(f"{out} cannot be written: {error.strerror}.") from None
     if not writable:
-        raise OutputError(f"--out {out} cannot be written: {above} is no folder to write in.")
+        raise OutputError(f"{out} cannot be written: {above} is no folder to write in.")
 
 
 def _refuse_existing(path: Path) -> None:
@@ -777,11 +780,6 @@ def _sample(console: Console, order: SamplingOrder, data_dir: Path | None, out: 
         if log.stop in ("crashed", "refused"):
             _say(console, f"What it printed is in {out / 'worker.log'}")
     _say(console, f"Bundle: {bundle.folder} (look at {bundle.folder / 'samples.png'})")
-    if log is not None and log.stop == "interrupted":
-        raise RunError(
-            f"Interrupted; the {bundle.manifest.images:,} images so far are kept.\n"
-            f"`ddchallenge score {out}{_data_option(data_dir)}` scores them."
-        )
     return bundle
 
 
@@ -814,7 +812,12 @@ def _test_images(console: Console, spec: DatasetSpec, data_dir: Path | None) -> 
 
 
 def _score(
-    console: Console, bundle: Bundle, test: DatasetSplit, judge: _Judge, data_dir: Path | None
+    console: Console,
+    bundle: Bundle,
+    test: DatasetSplit,
+    judge: _Judge,
+    data_dir: Path | None,
+    findings: tuple[Finding, ...],
 ) -> Result:
     from ddchallenge.pipeline import score_bundle
     from ddchallenge.report.live import ScoringDisplay
@@ -828,6 +831,7 @@ def _score(
                 epochs=judge.epochs,
                 seeds=judge.seeds,
                 device=judge.device,
+                findings=findings,
                 on_progress=display,
             )
     except KeyboardInterrupt:
@@ -863,6 +867,7 @@ def _place_for(bundle: Bundle, spec: DatasetSpec, judge: _Judge) -> Path:
             "Sample again, or score without --record."
         )
     place = record_path(submission, spec.name, judge.protocol.id)
+    _check_writable(place.parent)
     marks = marks_of(bundle.manifest, spec, judge.protocol, judge.epochs, judge.seeds)
     check_recordable(place, official=not any(mark.startswith(UNOFFICIAL) for mark in marks))
     return place
@@ -870,33 +875,43 @@ def _place_for(bundle: Bundle, spec: DatasetSpec, judge: _Judge) -> Path:
 
 def _show_audit(
     console: Console, bundle: Bundle, spec: DatasetSpec, test: DatasetSplit | None = None
-) -> None:
+) -> tuple[Finding, ...]:
     from ddchallenge.audit import audit
 
     with _waiting(console, "Auditing the bundle"):
         findings = audit(bundle.data, spec, test.data if test else None)
     for finding in findings:
         _say(console, f"audit: {finding.text}", style="yellow")
+    return findings
 
 
-def _finish(console: Console, result: Result, paths: list[Path], as_json: bool) -> None:
+def _finish(
+    console: Console, result: Result, out: Path, recorded: Path | None, as_json: bool
+) -> None:
     """Write the result and show it, each even if the other fails: scoring took hours."""
-    from ddchallenge.leaderboard import result_document, write_result
+    from ddchallenge.leaderboard import (
+        check_recordable,
+        counts_as_official,
+        result_document,
+        write_result,
+    )
     from ddchallenge.report.tables import result_table
 
-    failed: DDChallengeError | None = None
-    for path in paths:
+    failures = []
+    for path in [out / "result.json", *([recorded] if recorded else [])]:
         try:
+            if path == recorded:  # the run may have turned out other than it was meant
+                check_recordable(path, official=counts_as_official(result))
             write_result(path, result)
             _say(console, f"Result: {path}")
         except DDChallengeError as error:
-            failed = error
+            failures.append(str(error))
     if as_json:
         _print_json(result_document(result))
     else:
         _console(err=False).print(result_table(result))
-    if failed is not None:
-        raise failed
+    if failures:
+        raise RunError("\n".join(failures))
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:

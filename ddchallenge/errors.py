@@ -49,7 +49,7 @@ class DDChallengeError(Exception):
 
 
 class RequestError(DDChallengeError):
-    """A wrong request: nothing was started, nothing was changed."""
+    """What was asked for cannot be done; what was there before is as it was."""
 
     exit_status = 2
 

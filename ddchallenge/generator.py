@@ -41,6 +41,7 @@ __all__ = [
     "ListedSubmission",
     "Submission",
     "find_submission",
+    "is_name",
     "list_submissions",
     "read_submission",
     "require_dataset",
@@ -50,6 +51,8 @@ DEFAULT_SUBMISSION: Final = "gaussian"
 ENTRY_POINT_GROUP: Final = "ddchallenge.submissions"
 CONFIG_NAME: Final = "submission.toml"
 MAX_CONFIG_BYTES: Final = 32 * 1024  # with two paths it fits into a pipe at once
+# What Python, git and file browsers leave in a folder.
+_CACHES: Final = frozenset({"__pycache__", ".git", ".DS_Store", ".ipynb_checkpoints"})
 MAX_BATCH_SIZE: Final = 65_536
 
 
@@ -134,16 +137,15 @@ class _Lines:
 _REQUIRED: Final = object()
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, str) and value.strip() and len(value) <= 500:
-        return value
-    raise ValueError("a text")
-
-
 def _name(value: Any) -> str:
-    if isinstance(value, str) and re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", value):
+    if isinstance(value, str) and is_name(value):
         return value
     raise ValueError("a name of small letters, digits, - and _, at most 64 characters")
+
+
+def is_name(text: str) -> bool:
+    """Whether a submission may be called so: small letters, digits, - and _, at most 64."""
+    return re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", text) is not None
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -270,17 +272,14 @@ def read_submission(folder: Path) -> Submission:
 def folder_digest(folder: Path) -> str:
     """Hex SHA-256 over the relative paths and contents of a submission's files, sorted by path.
 
-    ``README.md``, ``results/``, ``__pycache__`` and names that begin with a dot do not count, since
-    they make no images. Raises
+    ``README.md``, recorded results and what tools leave behind do not count. Raises
     :class:`SubmissionError` for a symbolic link: it could point outside the folder.
     """
     digest = hashlib.sha256(b"ddchallenge-submission-1\0")
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
-        parts = relative.parts
-        if parts[0] in ("results", "README.md") or any(
-            p == "__pycache__" or p.startswith(".") for p in parts
-        ):
+        results = relative.parts[0] == "results" and relative.suffix == ".json"
+        if results or relative.name == "README.md" or not _CACHES.isdisjoint(relative.parts):
             continue
         if path.is_symlink():
             raise SubmissionError(f"{path} is a symbolic link; a submission holds plain files.")
@@ -294,20 +293,13 @@ def folder_digest(folder: Path) -> str:
 # ------------------------------------------------------------------------------------- finding
 
 
-def _roots() -> Iterator[Path]:
-    """The folders whose sub-folders are submissions, those of the working folder first."""
+def _baseline_roots() -> tuple[Path, ...]:
     package = Path(__file__).resolve().parent
-    seen: set[Path] = set()
-    for root in (
-        Path.cwd() / "submissions",
+    return (
         Path.cwd() / "baselines",
         package / "baselines",  # where the wheel carries them
         package.parent / "baselines",  # where a checkout has them
-    ):
-        resolved = root.resolve()
-        if resolved not in seen and root.is_dir():
-            seen.add(resolved)
-            yield root
+    )
 
 
 def _installed() -> Iterator[tuple[str, Path]]:
@@ -327,13 +319,21 @@ def _installed() -> Iterator[tuple[str, Path]]:
 
 
 def _candidates() -> dict[str, list[Path]]:
+    """Every name and the folders that have it: more than one is for the caller to refuse."""
+    baselines: dict[str, Path] = {}
+    for root in _baseline_roots():
+        for folder in _submissions_in(root):
+            baselines.setdefault(folder.name, folder)  # a checkout's own before the installed ones
     found: dict[str, list[Path]] = {}
-    for root in _roots():
-        for config in sorted(root.glob(f"*/{CONFIG_NAME}")):
-            found.setdefault(config.parent.name, []).append(config.parent)
+    for folder in (*_submissions_in(Path.cwd() / "submissions"), *baselines.values()):
+        found.setdefault(folder.name, []).append(folder)
     for name, folder in _installed():
         found.setdefault(name, []).append(folder)
     return found
+
+
+def _submissions_in(root: Path) -> list[Path]:
+    return [config.parent for config in sorted(root.glob(f"*/{CONFIG_NAME}"))]
 
 
 def list_submissions() -> tuple[ListedSubmission, ...]:
@@ -359,6 +359,7 @@ def _named(name: str, folder: Path) -> Submission:
             f"{folder / CONFIG_NAME}, line {line}: name is {submission.name!r}, but the folder is "
             f"{name!r}; the two must be the same."
         )
+    folder_digest(folder)  # refuses what has none
     return submission
 
 

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: taken as Ctrl-C, and held off where stopping must be finished."""
+"""Signals that ask a run to stop: taken as Ctrl-C, and noticed where stopping takes care."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
-__all__ = ["as_interrupt", "held_off"]
+__all__ = ["Notice", "as_interrupt", "noticed"]
 
 # A scheduler's time limit and a closed terminal deserve the same care as Ctrl-C.
 _STOPPING: Final = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
+
+
+class Notice:
+    """Whether somebody has asked to stop."""
+
+    requested = False
+
+
+_notices: Final[list[Notice]] = []
 
 
 def as_interrupt() -> None:
@@ -32,16 +41,29 @@ def as_interrupt() -> None:
 
 
 @contextmanager
-def held_off() -> Iterator[None]:
-    """Inside, those signals and Ctrl-C are ignored: for the seconds that must not be cut short."""
+def noticed() -> Iterator[Notice]:
+    """Inside, those signals and Ctrl-C raise nothing: they are noted, in every open notice.
+
+    Whoever opened it looks at ``requested`` where stopping loses nothing, and acts on it at the
+    latest after the block: a signal must not get lost.
+    """
+    notice = Notice()
     if threading.current_thread() is not threading.main_thread():
-        yield  # handlers belong to the main thread, and are only run there
+        yield notice  # handlers belong to the main thread, and are only run there
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, *_STOPPING)}
+    before = {number: handler for number, handler in before.items() if callable(handler)}
+    _notices.append(notice)
     for number in before:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, _note)
     try:
-        yield
+        yield notice
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _notices.remove(notice)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    for notice in _notices:
+        notice.requested = True

@@ -15,7 +15,7 @@ from ddchallenge.errors import OutputError, RequestError
 from ddchallenge.generator import Submission
 from ddchallenge.jsonio import DocumentError, from_json, read_json, to_json, write_json
 from ddchallenge.marks import UNOFFICIAL
-from ddchallenge.records import Result
+from ddchallenge.records import RESULT_SCHEMA, Result
 
 __all__ = [
     "Leaderboard",
@@ -65,8 +65,10 @@ def read_result(path: Path) -> Result:
         result = from_json(Result, read_json(path, MAX_RESULT_BYTES), str(path))
     except DocumentError as error:
         raise RequestError(f"{error} (not a result of this version?)") from None
-    if result.schema != 1:
-        raise RequestError(f"{path} has result schema {result.schema}; this version reads 1.")
+    if result.schema != RESULT_SCHEMA:
+        raise RequestError(
+            f"{path} has result schema {result.schema}; this version reads {RESULT_SCHEMA}."
+        )
     return result
 
 

@@ -204,7 +204,8 @@ def displayable(images: NDArray[Any], spec: DatasetSpec, normalisation: str) -> 
     if normalisation not in known and len(pixels):
         low, high = float(pixels.min()), float(pixels.max())
         if low < -0.5 or high > 1.5:
-            pixels = (pixels / (high - low)) - low / (high - low)
+            span = (high - low) or 1.0
+            pixels = pixels / span - low / span
     return (pixels.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from ddchallenge.audit import Finding
 from ddchallenge.bundle import write_bundle
-from ddchallenge.errors import OutputError, RequestError, StorageError
-from ddchallenge.interrupts import held_off
+from ddchallenge.errors import DDChallengeError, RequestError, RunError, StorageError
+from ddchallenge.interrupts import noticed
+from ddchallenge.marks import UNOFFICIAL
 from ddchallenge.official import ImportedImages, import_official
 from ddchallenge.provenance import imported_manifest, result_of, sampled_manifest
 from ddchallenge.records import (
@@ -36,23 +39,29 @@ def sample_bundle(
 ) -> Bundle:
     """Run a generator under its budget and write ``out/bundle``; ``out/worker.log`` stays too.
 
-    Raises what :func:`ddchallenge.sampling.supervisor.sample` and
-    :func:`ddchallenge.bundle.write_bundle` raise; if the bundle cannot be written, the images stay
-    in ``out/spool.bin``.
+    Raises what :func:`ddchallenge.sampling.supervisor.sample` raises, :class:`StorageError` if the
+    bundle cannot be written (the images stay in ``out/spool.bin``), and :class:`RunError` after an
+    interrupt, the bundle being written all the same.
     """
     identity = order.submission.identity  # as it is before it runs
-    sampled = sample(order, out, on_status)
-    try:
-        with held_off():  # whoever interrupted the sampling wants to keep what came
+    # Whoever interrupts the sampling wants to keep what came, so the bundle is always written.
+    with noticed() as notice:
+        sampled = sample(order, out, on_status)
+        try:
             manifest = sampled_manifest(order, identity, training, sampled)
             sheet = contact_sheet(sampled.data, order.dataset)
             bundle = write_bundle(out / "bundle", sampled.data, manifest, sheet)
-    except (OutputError, StorageError) as error:
-        kept = f"\nAll {len(sampled.data)} images are kept in {sampled.spool.path}"
-        raise type(error)(f"{error}{kept}") from error
-    finally:
-        sampled.spool.close()
-    sampled.spool.delete()
+        except (OSError, DDChallengeError) as error:
+            kept = f"All {len(sampled.data)} images are kept in {sampled.spool.path}"
+            raise StorageError(f"{error}\n{kept}") from error
+        finally:
+            sampled.spool.close()
+        sampled.spool.delete()
+    if notice.requested:
+        raise RunError(
+            f"Interrupted; the {len(sampled.data):,} images that came are kept.\n"
+            f"`ddchallenge score {out}` scores them."
+        )
     return bundle
 
 
@@ -86,11 +95,13 @@ def score_bundle(
     epochs: int,
     seeds: tuple[int, ...],
     device: str,
+    findings: tuple[Finding, ...] = (),
     on_progress: Callable[[ScoringStatus], None] | None = None,
 ) -> Result:
     """Train and test the protocol's network on a bundle, once for each seed.
 
-    Raises what :func:`ddchallenge.scoring.score` raises.
+    ``findings`` of an audit that make the score worthless are marked on the result. Raises what
+    :func:`ddchallenge.scoring.score` raises.
     """
     spec = test.spec
     runs = score(
@@ -103,4 +114,6 @@ def score_bundle(
         device=device,
         on_progress=on_progress,
     )
-    return result_of(bundle, test, protocol, epochs, seeds, device, runs)
+    result = result_of(bundle, test, protocol, epochs, seeds, device, runs)
+    worthless = [f"{UNOFFICIAL}{found.code}" for found in findings if found.level == "error"]
+    return replace(result, marks=(*result.marks, *worthless))

@@ -11,6 +11,8 @@ from ddchallenge.jsonio import printable
 from ddchallenge.marks import is_official, marks_of
 from ddchallenge.official import ImportedImages
 from ddchallenge.records import (
+    MANIFEST_SCHEMA,
+    RESULT_SCHEMA,
     Bundle,
     BundleSummary,
     DatasetSpec,
@@ -43,7 +45,7 @@ def sampled_manifest(
     """
     spec = order.dataset
     return Manifest(
-        schema=1,
+        schema=MANIFEST_SCHEMA,
         track=order.rules.track,
         dataset=spec.name,
         digest=tensor_digest(spec, sampled.data),
@@ -70,7 +72,7 @@ def imported_manifest(
         file_digest = hashlib.file_digest(opened, "sha256").hexdigest()
     data = imported.data
     return Manifest(
-        schema=1,
+        schema=MANIFEST_SCHEMA,
         track=track,
         dataset=spec.name,
         digest=tensor_digest(spec, data),
@@ -102,7 +104,7 @@ def result_of(
     manifest = bundle.manifest
     environment = describe_environment(device)
     return Result(
-        schema=1,
+        schema=RESULT_SCHEMA,
         track=manifest.track,
         dataset=manifest.dataset,
         submission=manifest.submission,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ddchallenge.errors import BundleError
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     LabelArray: TypeAlias = NDArray[np.int64]
 
 __all__ = [
+    "MANIFEST_SCHEMA",
+    "RESULT_SCHEMA",
     "Accuracy",
     "BatchRecord",
     "Bundle",
@@ -50,6 +52,10 @@ __all__ = [
 
 Track = Literal["generative", "fixed-ipc"]
 OptionValue: TypeAlias = "str | int | float | bool | tuple[str | int | float | bool, ...]"
+
+# Of the JSON forms of Manifest and Result; a change of either is a new number.
+MANIFEST_SCHEMA: Final = 1
+RESULT_SCHEMA: Final = 1
 
 StopReason = Literal[
     "images",  # every image that was asked for has arrived

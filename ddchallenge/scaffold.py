@@ -9,6 +9,7 @@ from string import Template
 
 from ddchallenge.atomic import atomic_folder
 from ddchallenge.errors import RequestError
+from ddchallenge.generator import is_name
 
 __all__ = ["new_submission"]
 
@@ -19,7 +20,7 @@ def new_submission(name: str, parent: Path) -> Path:
     Raises :class:`RequestError` for a name that is none, :class:`OutputError` where the folder
     exists or cannot be written.
     """
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name):
+    if not is_name(name):
         raise RequestError(
             f"{name!r} is no name for a submission: small letters, digits, - and _, at most 64."
         )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from safetensors.numpy import load_file
 
 from ddchallenge import cli
 from ddchallenge.bundle import read_bundle
-from ddchallenge.datasets import get_dataset
+from ddchallenge.datasets import get_dataset, load_split
 from ddchallenge.leaderboard import read_result
+from ddchallenge.rules import PROTOCOLS
 
 QUICK = ["--epochs", "1", "--seeds", "0,1", "--budget", "60s"]
 
@@ -293,6 +295,7 @@ def test_a_result_is_written_whatever_becomes_of_the_output(ddchallenge, tmp_pat
 def test_a_run_survives_the_loss_of_its_display(tmp_path):
     """stderr goes away in the middle of sampling: the bundle is made all the same."""
     done = shell(f"dd sample --dataset digits --out {tmp_path}/out 2>&1 | head -1")
+    assert done.returncode == 0
     assert (tmp_path / "out" / "bundle" / "manifest.json").exists(), done.stdout
 
 
@@ -339,6 +342,62 @@ def test_a_class_needs_room_for_an_image_and_its_copies(ddchallenge, tmp_path, m
     ended = ddchallenge(*command, "--out", tmp_path / "out")
     assert ended.status == 2
     assert "images_per_class = 3 is less than one image and its 4 copies" in ended.err
+
+
+def test_a_run_that_turned_out_unofficial_is_not_recorded_over(
+    ddchallenge, tmp_path, monkeypatch, make_submission
+):
+    """Meant by the rules, ended by a full disk: the official result recorded before stays."""
+    monkeypatch.chdir(tmp_path)
+    entry = make_submission(
+        """
+        import numpy as np
+        class G:
+            def setup(self, task): pass
+            def generate(self, labels, seed):
+                return np.full((len(labels), 3, 8, 8), seed % 256, np.uint8)
+        """
+    )
+    quick = replace(PROTOCOLS["eccv2024"], epochs=0, seeds=(0,))
+    monkeypatch.setitem(PROTOCOLS, "eccv2024", quick)
+    command = [*RUN, "--submission", entry.folder, "--record", "--max-images", "100"]
+    assert ddchallenge(*command, "--out", tmp_path / "a").status == 0
+    recorded = entry.folder / "results" / "digits.eccv2024.json"
+    before = recorded.read_bytes()
+
+    real, calls = os.fstatvfs, []
+
+    def shrinking(descriptor: int):
+        calls.append(descriptor)
+        full = list(real(descriptor))
+        full[4] = full[4] if len(calls) < 3 else 0  # f_bavail
+        return os.statvfs_result(full)
+
+    monkeypatch.setattr(os, "fstatvfs", shrinking)
+    ended = ddchallenge(*command, "--out", tmp_path / "b")
+    assert ended.status == 1
+    assert "holds an official result" in ended.err
+    assert "stopped early: disk-full" in (tmp_path / "b" / "result.json").read_text()
+    assert recorded.read_bytes() == before
+
+
+def test_test_images_in_a_bundle_are_marked(ddchallenge, tmp_path):
+    """Handing in the test set is seen by the audit, and costs the rank."""
+    test = load_split(get_dataset("digits"), "test").data
+    pixels, labels = tmp_path / "images.pt", tmp_path / "labels.pt"
+    torch.save(torch.tensor(test.images), pixels)
+    torch.save(torch.tensor(test.labels), labels)
+    bundle = tmp_path / "B"
+    assert (
+        ddchallenge(
+            "import", pixels, "--labels", labels, "--dataset", "digits", "--out", bundle
+        ).status
+        == 0
+    )
+    ended = ddchallenge("score", bundle, *QUICK[:4])
+    assert ended.status == 0, ended.err
+    assert "500 of 500 images are test images of digits" in ended.err
+    assert "unofficial: test-images" in read_result(bundle / "result.json").marks
 
 
 @pytest.mark.parametrize(

@@ -86,10 +86,15 @@ def test_the_digest_covers_code_but_not_results(tmp_path):
     """Results, caches and dot files may change; a byte of code or a file name may not."""
     folder = write(tmp_path / "good")
     first = folder_digest(folder)
-    for extra in ("results/digits.json", "__pycache__/generate.pyc", ".git/HEAD"):
+    for extra in ("results/digits.json", "__pycache__/generate.pyc", ".git/HEAD", "README.md"):
         (folder / extra).parent.mkdir(exist_ok=True)
         (folder / extra).write_text("x")
     assert folder_digest(folder) == first
+    for weights in ("results/weights.pt", ".weights.pt"):
+        before = folder_digest(folder)
+        (folder / weights).write_text("x")
+        assert folder_digest(folder) != before
+    first = folder_digest(folder)
     (folder / "generate.py").write_text("class G: ....\n")
     changed = folder_digest(folder)
     assert changed != first
@@ -131,12 +136,23 @@ def test_unknown_and_ambiguous_names(tmp_path, monkeypatch):
         find_submission("gaussian")
 
 
+def test_baselines_of_another_clone_shadow_the_installed_ones(tmp_path, monkeypatch):
+    """A folder with baselines of its own runs its own; nothing is ambiguous."""
+    monkeypatch.chdir(tmp_path)
+    own = write(tmp_path / "baselines" / "gaussian", GOOD.replace('"good"', '"gaussian"'))
+    assert find_submission("gaussian").folder == own
+    assert [row.name for row in list_submissions()].count("gaussian") == 1
+
+
 def test_a_broken_submission_does_not_hide_the_others(tmp_path, monkeypatch):
     """Listing goes on, and says what is wrong with the broken one."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "submissions" / "broken", "name = 3\n")
+    linked = write(tmp_path / "submissions" / "linked", GOOD.replace('"good"', '"linked"'))
+    (linked / "weights.bin").symlink_to("/etc/hostname")
     rows = {row.name: row for row in list_submissions()}
     assert "line 1" in (rows["broken"].problem or "")
+    assert "symbolic link" in (rows["linked"].problem or "")
     assert rows["gaussian"].submission is not None
 
 

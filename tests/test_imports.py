@@ -53,9 +53,11 @@ def imported(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
-    return {name for name in names if name.startswith("ddchallenge.")}
+    known = {name for name, _ in modules()}
+    return {name for name in names if name in known and name != "ddchallenge"}
 
 
 def test_every_module_has_its_place():

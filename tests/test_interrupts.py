@@ -1,4 +1,4 @@
-"""Signals are taken as Ctrl-C, and held off where stopping must be finished."""
+"""Signals are taken as Ctrl-C, and noted where stopping takes care."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from ddchallenge.interrupts import as_interrupt, held_off
+from ddchallenge.interrupts import as_interrupt, noticed
 
 
 @pytest.fixture(autouse=True)
@@ -36,12 +36,17 @@ def test_nohup_is_respected():
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
-def test_signals_are_held_off_and_handlers_come_back():
-    """Inside nothing happens, afterwards Ctrl-C works again."""
+def test_signals_are_noted_and_handlers_come_back():
+    """Inside nothing is raised but every open notice knows; afterwards Ctrl-C works again."""
     as_interrupt()
-    with held_off():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
+    with noticed() as outer:
+        assert not outer.requested
+        with noticed() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert inner.requested
+        with noticed() as later:
+            assert not later.requested
+    assert outer.requested
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):

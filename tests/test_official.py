@@ -372,3 +372,11 @@ def test_missing_files_and_old_formats_say_so(tmp_path):
     torch.save(torch.zeros(4, 3, 8, 8), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(BundleError, match=r"older than PyTorch 1\.6"):
         import_official(tmp_path / "old.pt", SPEC)
+
+
+def test_a_constant_tensor_of_no_known_range_can_be_looked_at():
+    """All values the same and far from any normalisation: a picture of one colour."""
+    images = np.full((3, 3, 8, 8), 300.5, dtype=np.float32)
+    shown = displayable(images, SPEC, "unknown")
+    assert shown.dtype == np.uint8
+    assert (shown == shown[:1, :, :1, :1]).all()

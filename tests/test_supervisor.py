@@ -15,7 +15,8 @@ import pytest
 
 from ddchallenge.augment import augment, get_plan, image_seed
 from ddchallenge.datasets import get_dataset
-from ddchallenge.errors import SamplingError
+from ddchallenge.errors import OutputError, SamplingError
+from ddchallenge.jsonio import printable
 from ddchallenge.records import SamplingLog, SamplingStatus
 from ddchallenge.rules import get_rules
 from ddchallenge.sampling.schedule import batch_seed, round_robin
@@ -386,7 +387,7 @@ def test_an_interrupt_keeps_what_came(make_submission, tmp_path):
 
     def interrupt(status: SamplingStatus) -> None:
         if status.images_sampled >= 32 and status.activity == "sampling":
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
 
     before = children()
     sampled = race(make_submission(slow), tmp_path / "out", on_status=interrupt)
@@ -565,7 +566,7 @@ def test_a_second_interrupt_does_not_cut_the_stopping_short(make_submission, tmp
     def interrupt(status: SamplingStatus) -> None:
         if status.images_sampled >= 32 and status.activity == "sampling":
             threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
 
     sampled = race(make_submission(code), tmp_path / "out", on_status=interrupt)
     assert sampled.log.stop == "interrupted"
@@ -578,3 +579,94 @@ def test_what_a_submission_says_cannot_reach_the_terminal(make_submission, tmp_p
     code = HONEST.replace("images[:, 0]", r"raise ValueError('\x1b[2Jgone'); images[:, 0]")
     with pytest.raises(SamplingError, match=r"ValueError: \?\[2Jgone"):
         race(make_submission(code), tmp_path / "out")
+
+
+def test_a_deadline_among_the_copies_is_a_deadline(make_submission, tmp_path):
+    """All images sampled, not all copies made: the deadline ended the run, and it is balanced."""
+    entry = make_submission(HONEST, batch_size="500")
+    sampled = race(entry, tmp_path / "out", 3.0, max_images=500_000, augmentation="pda5")
+    log = sampled.log
+    assert log.images_sampled == 100_000
+    assert 0 < log.images_augmented < 400_000
+    assert log.stop == "deadline"
+    least, most = sampled.data.images_per_class(10)
+    assert most - least <= 1
+    assert "go without copies" in log.stop_detail
+
+
+def test_a_worker_that_leaves_when_all_is_done_has_not_crashed(make_submission, tmp_path):
+    """It handed over everything and died while copies were made: all images, no blame."""
+    code = HONEST.replace(
+        "images[:, 0]",
+        "import os, threading; threading.Timer(0.3, os._exit, (0,)).start()\n        images[:, 0]",
+    )
+    entry = make_submission(code, batch_size="4000")
+    sampled = race(entry, tmp_path / "out", max_images=20_000, augmentation="pda5")
+    assert sampled.log.stop == "images"
+    assert len(sampled.data) == 20_000
+
+
+def test_a_frame_pipe_closed_at_the_last_moment_gains_no_time(make_submission, tmp_path):
+    """SIGTERM ignored, the pipe closed just before the deadline: over within two seconds of it."""
+    code = HONEST.replace(
+        "pass",
+        """
+        import os, signal, threading
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.close = lambda: [os.close(fd) for fd in range(3, 10) if is_open(fd)]
+""",
+    ).replace(
+        "images =",
+        "import time; self.calls = getattr(self, 'calls', 0) + 1\n"
+        "        if self.calls > 2: time.sleep(1.5); self.close(); time.sleep(600)\n"
+        "        images =",
+    )
+    code += """
+def is_open(fd):
+    import os
+    try:
+        os.fstat(fd)
+        return True
+    except OSError:
+        return False
+"""
+    log = race(make_submission(code), tmp_path / "out", budget=2.0).log
+    assert log.images_sampled == 32
+    assert log.elapsed_seconds < 2.0 + 2.0
+
+
+@pytest.mark.parametrize(("limit", "least", "most"), [(75, 5, 6), (20, 0, 5), (100, 10, 10)])
+def test_a_limit_that_is_no_multiple_leaves_the_bundle_balanced(
+    make_submission, tmp_path, limit, least, most
+):
+    """75 images with copies: one round of five a class, and single images of the next round."""
+    data = race(
+        make_submission(HONEST), tmp_path / "out", max_images=limit, augmentation="pda5"
+    ).data
+    assert data.images_per_class(10) == (least, most)
+
+
+def test_nothing_of_the_users_is_removed(make_submission, tmp_path):
+    """A folder called work, and an empty output folder, stay where they were."""
+    out = tmp_path / "out"
+    (out / "work").mkdir(parents=True)
+    (out / "work" / "precious").write_text("mine")
+    with pytest.raises(OutputError, match="cannot be made"):
+        race(make_submission(HONEST), out)
+    assert (out / "work" / "precious").read_text() == "mine"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(SamplingError):
+        race(make_submission("import no_module", name="other"), empty)
+    assert empty.is_dir()
+
+
+def test_a_long_complaint_is_cut_and_stays_readable(make_submission, tmp_path):
+    """Twelve kilobytes of exception text become four, whatever is said after them."""
+    code = HONEST.replace(
+        "images[:, 0]", "if labels[0] == 2: raise ValueError('x' * 12_000)\n        images[:, 0]"
+    )
+    log = race(make_submission(code), tmp_path / "out", augmentation="pda5").log
+    assert log.stop == "crashed"
+    assert 4000 < len(log.stop_detail) < 5000
+    assert printable(log.stop_detail) == log.stop_detail

@@ -12,9 +12,10 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
-__all__ = ["GRACE_SECONDS", "WorkerProcess", "die_with_parent"]
+__all__ = ["ENDING_SECONDS", "WorkerProcess", "die_with_parent"]
 
 GRACE_SECONDS: Final = 1.0
+ENDING_SECONDS: Final = 0.2
 KILL_SECONDS: Final = 0.8  # the promise is two seconds, the polite one included
 PIPE_BYTES: Final = 1 << 20
 
@@ -88,9 +89,9 @@ class WorkerProcess:
         return self._process.poll() is not None
 
     def ending(self) -> str:
-        """How the process ended, for people; waits up to a second for it to be known."""
+        """How the process ended, for people; waits a moment for it to be known."""
         try:
-            status = self._process.wait(timeout=GRACE_SECONDS)
+            status = self._process.wait(timeout=ENDING_SECONDS)
         except subprocess.TimeoutExpired:
             return "closed its frame pipe and went on running"
         if status < 0:
@@ -134,8 +135,8 @@ class WorkerProcess:
     def survivors(self) -> set[int]:
         """The living processes of the run: the worker, its group, and all their descendants.
 
-        Since orphans come to us (PR_SET_CHILD_SUBREAPER), a double fork or a new session does not
-        hide a process from this.
+        On Linux orphans come to us (PR_SET_CHILD_SUBREAPER), so a double fork or a new session
+        does not hide a process from this; elsewhere it can.
         """
         import psutil
 

@@ -7,19 +7,21 @@ never waits, and fits the last ones to the time that is left.
 
 from __future__ import annotations
 
+import os
 import selectors
 import shutil
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ddchallenge.augment import get_plan
-from ddchallenge.errors import SamplingError, StorageError
+from ddchallenge.errors import OutputError, SamplingError, StorageError
 from ddchallenge.generator import Submission
-from ddchallenge.interrupts import held_off
+from ddchallenge.interrupts import noticed
 from ddchallenge.jsonio import printable
 from ddchallenge.records import (
     BatchRecord,
@@ -34,7 +36,7 @@ from ddchallenge.records import (
 )
 from ddchallenge.sampling.copies import CopyMaker
 from ddchallenge.sampling.output_log import OutputLog
-from ddchallenge.sampling.process import WorkerProcess
+from ddchallenge.sampling.process import ENDING_SECONDS, WorkerProcess
 from ddchallenge.sampling.schedule import batch_seed, fitted_batch
 from ddchallenge.sampling.spool import Spool
 from ddchallenge.sampling.wire import (
@@ -45,7 +47,6 @@ from ddchallenge.sampling.wire import (
     Kind,
     WireError,
     pack_request,
-    write_frame,
 )
 from ddchallenge.sampling.worker import task_payload
 
@@ -59,6 +60,8 @@ TICK_SECONDS: Final = 0.1
 RATE_BATCHES: Final = 8
 # A frame that is being read when the deadline comes must not take long; 5461 images of 64 px.
 MAX_FRAME_BYTES: Final = 64 << 20
+# The task is smaller than this, and so are thousands of requests.
+MAX_UNREAD_BYTES: Final = 64 << 10
 # However fast frames come, display and augmentation get their turn.
 FRAMES_AT_A_TIME: Final = 16
 BATCH_LINES: Final = 10_000
@@ -99,14 +102,12 @@ class _Request:
     first: int
     count: int
     seed: int
-    sent: float
 
 
 def sample(
     order: SamplingOrder,
     folder: Path,
     on_status: Callable[[SamplingStatus], None] | None = None,
-    clock: Callable[[], float] = time.monotonic,
 ) -> Sampled:
     """Run a submission under its budget; ``folder`` gets ``worker.log`` and the spool.
 
@@ -116,7 +117,7 @@ def sample(
     Raises :class:`OutputError` if ``folder`` cannot be written and :class:`SamplingError` if not
     one image came.
     """
-    return _Race(order, folder, on_status or (lambda _: None), clock).run()
+    return _Race(order, folder, on_status or (lambda _: None)).run()
 
 
 class _Race:
@@ -125,18 +126,17 @@ class _Race:
         order: SamplingOrder,
         folder: Path,
         on_status: Callable[[SamplingStatus], None],
-        clock: Callable[[], float],
     ) -> None:
         self.order = order
         self.folder = folder
         self.on_status = on_status
-        self.clock = clock
         self.plan: AugmentationPlan = get_plan(order.augmentation)
         self.images_wanted = self._images_to_sample()
         image_bytes = 3 * order.dataset.image_size**2
         self.batch_size = min(order.submission.batch_size, MAX_FRAME_BYTES // image_bytes)
 
         self.worker: WorkerProcess | None = None
+        self.outbox = bytearray()  # of the request pipe
         self.reader: FrameReader | None = None
         self.requests: deque[_Request] = deque()
         self.batches: list[BatchRecord] = []
@@ -163,45 +163,50 @@ class _Race:
 
     def run(self) -> Sampled:
         working_dir = self.folder / "work"
-        log = OutputLog(self.folder / "worker.log")
-        spool = Spool(self.folder / "spool.bin", self.order.dataset.image_size)
-        self.copies = CopyMaker(self.plan, self.order.run_seed, spool)
+        ours = not self.folder.exists()
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             working_dir.mkdir()
-            self._race(working_dir, log, spool)
-            if not self.batches:
-                raise SamplingError(self._nothing_came(log))
-            data = spool.assemble(self.order.dataset.num_classes, self._balance_copies())
-        except BaseException:
-            spool.close()
-            if not self.batches:
-                spool.delete()
-            raise
-        finally:
-            shutil.rmtree(working_dir, ignore_errors=True)
-            log.close()
-            if not self.batches and not log.last_line():
-                self._leave_nothing()
+        except OSError as error:
+            raise OutputError(f"{working_dir} cannot be made: {error.strerror}.") from None
+        with ExitStack() as stack:
+            stack.callback(self._tidy, working_dir, ours)
+            log = OutputLog(self.folder / "worker.log")
+            stack.callback(log.close)
+            spool = Spool(self.folder / "spool.bin", self.order.dataset.image_size)
+            try:
+                self.copies = CopyMaker(self.plan, self.order.run_seed, spool)
+                self._race(working_dir, log, spool)
+                if not self.batches:
+                    raise SamplingError(self._nothing_came(log))
+                data = spool.assemble(self.order.dataset.num_classes, self._balance_copies())
+            except BaseException:
+                spool.close()
+                if not self.batches:
+                    spool.delete()
+                raise
         return Sampled(data, self._log(), spool)
 
     def _balance_copies(self) -> int | None:
-        """For a run that was cut: the sampled image from which on no copies are kept."""
-        reason, detail = self.ended or ("crashed", "")
-        if reason == "images":
+        """Where the copies end that are kept: whole rounds over the classes, once there is one."""
+        classes = self.order.dataset.num_classes
+        if self.images_sampled < classes:
             return None
-        dropped = self.copies.keep_whole_rounds(self.order.dataset.num_classes)
+        dropped = self.copies.keep_whole_rounds(classes)
         if dropped:
+            reason, detail = self.ended or ("crashed", "")
             text = f"for balance, {dropped} images of an unfinished round go without copies"
-            self.ended = (reason, f"{detail}; {text}".lstrip("; "))
+            self.ended = (reason, _joined(detail, text))
         return sum(end - first for first, end in self.copies.ranges())
 
-    def _leave_nothing(self) -> None:
-        """Remove an empty log, and the folder if we made it and nothing else is in it."""
-        (self.folder / "worker.log").unlink(missing_ok=True)
-        try:
-            self.folder.rmdir()
-        except OSError:
-            pass  # not empty
+    def _tidy(self, working_dir: Path, ours: bool) -> None:
+        """Remove the working folder, and after a run that left nothing all that we made."""
+        shutil.rmtree(working_dir, ignore_errors=True)
+        log = self.folder / "worker.log"
+        if not self.batches and log.is_file() and not log.stat().st_size:
+            log.unlink()
+            if ours and not any(self.folder.iterdir()):
+                self.folder.rmdir()
 
     def _race(self, working_dir: Path, log: OutputLog, spool: Spool) -> None:
         task = GenerationTask(
@@ -214,23 +219,21 @@ class _Race:
         )
         submission = self.order.submission
         opening = task_payload(task, submission.folder, submission.entry_point)
-        self.started = self.now = self.clock()
+        self.started = self.now = time.monotonic()
         self.deadline = self.started + self.order.budget_seconds
-        try:
-            self.worker = WorkerProcess(working_dir, spare=self.copies.pids)
-            self.copies.start()
-            self._send(Header(kind=Kind.TASK, payload_bytes=len(opening)), opening)
-            with selectors.DefaultSelector() as selector:
-                selector.register(self.worker.frames, selectors.EVENT_READ)
-                selector.register(self.worker.output, selectors.EVENT_READ)
-                if self.copies.readable is not None:
-                    selector.register(self.copies.readable, selectors.EVENT_READ)
-                self._loop(selector, self.worker, log, spool)
-        except KeyboardInterrupt:
-            self.ended = ("interrupted", "")
-        finally:
-            # A second Ctrl-C must not leave processes behind.
-            with held_off():
+        # Ctrl-C is acted upon between two frames, and not at all while we are stopping.
+        with noticed() as self.notice:
+            try:
+                self.worker = WorkerProcess(working_dir, spare=self.copies.pids)
+                self.copies.start()
+                self._send(Header(kind=Kind.TASK, payload_bytes=len(opening)), opening)
+                with selectors.DefaultSelector() as selector:
+                    selector.register(self.worker.frames, selectors.EVENT_READ)
+                    selector.register(self.worker.output, selectors.EVENT_READ)
+                    if self.copies.readable is not None:
+                        selector.register(self.copies.readable, selectors.EVENT_READ)
+                    self._loop(selector, self.worker, log, spool)
+            finally:
                 self._tick("stopping")
                 self._stop(log)
 
@@ -246,6 +249,7 @@ class _Race:
             self._tick()
             self._make_copies()
             self._ask()
+            self._flush()
             if self._finished():
                 return
             self._report()
@@ -266,28 +270,34 @@ class _Race:
                 selector.unregister(worker.frames)
                 self.requests.clear()
                 self._tick("stopping")
-                worker.stop(lambda: None)
+                worker.stop(lambda: None, grace=ENDING_SECONDS)
                 self._tick("sampling")
 
     def _make_copies(self) -> None:
         try:
             self.copies.collect(self.started, self.deadline)
         except StorageError as error:
-            self.ended = ("disk-full", str(error))
+            self._end("disk-full", str(error))
         self.copies.hand_out()
         if failure := self.copies.failure():
-            self.ended = ("crashed", failure)
+            self._end("crashed", failure)
 
     def _finished(self) -> bool:
-        if self.now >= self.deadline:
-            if self.ended is None:
-                self.ended = ("deadline", self._unfinished())
-            return True
-        if self.ended is not None and self.ended[0] == "disk-full":
-            return True
-        if self.ended is None and self._all_sampled():
-            self.ended = ("images", "")
-        return self.ended is not None and not self.copies.pending
+        done = not self.copies.pending and (self.ended is not None or self._all_sampled())
+        if done:
+            self._end("images", "")
+        elif self.notice.requested:
+            self._end("interrupted", "")
+        elif self.now >= self.deadline:
+            self._end("deadline", self._unfinished())
+        elif self.ended is None or self.ended[0] != "disk-full":
+            return False
+        return True
+
+    def _end(self, reason: StopReason, detail: str) -> None:
+        """Note why the run ends; the first reason stays."""
+        if self.ended is None:
+            self.ended = (reason, detail)
 
     def _all_sampled(self) -> bool:
         return self.images_wanted is not None and self.images_sampled >= self.images_wanted
@@ -303,7 +313,7 @@ class _Race:
 
     def _tick(self, state: str | None = None) -> None:
         """Read the clock, book the time since the last reading, and enter ``state``."""
-        now = self.clock()
+        now = time.monotonic()
         self.phases[self._phase()] += now - self.now
         self.now = now
         if state is not None:
@@ -326,16 +336,21 @@ class _Race:
     # ------------------------------------------------------------------------------------- requests
 
     def _send(self, header: Header, payload: bytes) -> None:
-        if self.worker is None:
-            return
+        self.outbox += header.pack() + payload
+        self._flush()
+
+    def _flush(self) -> None:
+        """Write what the request pipe takes; a worker that never reads must not block us."""
         try:
-            write_frame(self.worker.requests, header, payload)
+            while self.outbox and self.worker is not None:
+                del self.outbox[: os.write(self.worker.requests, self.outbox)]
         except BrokenPipeError:
-            pass  # the worker's end is seen on the frame pipe
+            self.outbox.clear()  # the worker's end is seen on the frame pipe
         except BlockingIOError:
             # Two small requests fit into any pipe: their answers came without their being read.
-            self.ended = ("refused", "the worker does not read its requests")
-            self.requests.clear()
+            if len(self.outbox) > MAX_UNREAD_BYTES:
+                self._end("refused", "the worker does not read its requests")
+                self.requests.clear()
 
     def _ask(self) -> None:
         while self.state == "sampling" and self.ended is None and len(self.requests) < IN_FLIGHT:
@@ -351,7 +366,7 @@ class _Race:
             if count <= 0:
                 return
             seed = batch_seed(self.order.run_seed, self.next_index)
-            request = _Request(self.next_index, self.next_first, count, seed, self.now)
+            request = _Request(self.next_index, self.next_first, count, seed)
             self._tick()
             self.requests.append(request)
             self._send(*pack_request(request.index, request.first, count, seed))
@@ -403,11 +418,11 @@ class _Race:
                 if self.ended is not None:
                     return False
         except WireError as error:
-            if self.ended is None:
-                self.ended = ("refused", f"the worker broke the frame protocol: {error}")
+            if not self._all_sampled():
+                self._end("refused", f"the worker broke the frame protocol: {error}")
             return False
         except StorageError as error:
-            self.ended = ("disk-full", str(error))
+            self._end("disk-full", str(error))
             return False
         if reader.closed:
             self._note_ending(worker, log)
@@ -415,16 +430,18 @@ class _Race:
         return True
 
     def _note_ending(self, worker: WorkerProcess, log: OutputLog) -> None:
+        if self._all_sampled():
+            return  # it has done its work
         log.drain_rest(worker.output)
         last = log.last_line()
         detail = f"the worker {worker.ending()}" + (f"; it last said: {last}" * bool(last))
-        self.ended = ("crashed", detail)
+        self._end("crashed", detail)
 
     def _take(self, frame: Frame, spool: Spool) -> None:
         kind = frame.header.kind
         if kind in (Kind.FAILED, Kind.VIOLATION):
             text = printable(frame.payload.decode("utf-8", "replace"))
-            self.ended = ("crashed" if kind is Kind.FAILED else "refused", text)
+            self._end("crashed" if kind is Kind.FAILED else "refused", text)
         elif kind is Kind.HELLO:
             self.state = "load"
         elif kind is Kind.READY:
@@ -495,8 +512,8 @@ class _Race:
         try:
             if left := worker.stop(drain):
                 reason, detail = self.ended or ("crashed", "")
-                detail = f"{detail}; processes {sorted(left)} cannot be killed".lstrip("; ")
-                self.ended = (reason, detail)
+                text = f"processes {sorted(left)} cannot be killed"
+                self.ended = (reason, _joined(detail, text))
             log.drain_rest(worker.output)
         finally:
             self.copies.stop()
@@ -568,6 +585,10 @@ class _Race:
             images_per_second=self._rate() or 0.0,
             num_classes=self.order.dataset.num_classes,
         )
+
+
+def _joined(detail: str, text: str) -> str:
+    return f"{detail}; {text}" if detail else text
 
 
 def _say(header: Header) -> str:

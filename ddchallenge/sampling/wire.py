@@ -45,7 +45,7 @@ __all__ = [
 HEADER: Final = struct.Struct("<4sHHIIIIQ")
 REQUEST_PAYLOAD: Final = struct.Struct("<qq")
 MAGIC: Final = b"DDC1"
-MAX_TEXT_BYTES: Final = 64 * 1024
+MAX_TEXT_BYTES: Final = 4096
 
 
 class WireError(Exception):

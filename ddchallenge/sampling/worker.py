@@ -21,6 +21,7 @@ from ddchallenge.records import GenerationTask
 from ddchallenge.sampling.process import die_with_parent
 from ddchallenge.sampling.schedule import round_robin
 from ddchallenge.sampling.wire import (
+    MAX_TEXT_BYTES,
     Frame,
     Header,
     Kind,
@@ -165,7 +166,7 @@ def _place(error: BaseException) -> str:
 
 
 def _give_up(frames: int, kind: Kind, text: str) -> int:
-    payload = text.encode("utf-8", "replace")[:4096]
+    payload = text.encode("utf-8", "replace")[:MAX_TEXT_BYTES]
     write_frame(frames, Header(kind=kind, payload_bytes=len(payload)), payload)
     return 1
 
