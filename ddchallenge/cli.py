@@ -363,14 +363,13 @@ def score(
 
     judge = _Judge.of(epochs, seeds, device)
     console = _console()
-    if out is not None:
-        _refuse_existing(out / "result.json")
     opened = _open_bundle(console, bundle)
     spec = get_dataset(opened.manifest.dataset)
     if out is None:
         # `run` has its bundle in a folder of that name, beside the result.
         out = opened.folder.parent if opened.folder.name == "bundle" else opened.folder
-        _refuse_existing(out / "result.json")
+    _refuse_existing(out / "result.json")
+    _check_writable(out)
     recorded = _place_for(opened, spec, judge) if record else None
     test = _test_images(console, spec, data_dir)
     findings = _show_audit(console, opened, spec, test)
@@ -857,7 +856,7 @@ def _place_for(bundle: Bundle, spec: DatasetSpec, judge: _Judge) -> Path:
     """Where a bundle's result is recorded: beside the very submission that made it."""
     from ddchallenge.generator import find_submission
     from ddchallenge.leaderboard import check_recordable, record_path
-    from ddchallenge.marks import UNOFFICIAL, marks_of
+    from ddchallenge.marks import cost_the_rank, marks_of
 
     made_by = bundle.manifest.submission
     submission = find_submission(made_by.name)
@@ -869,7 +868,7 @@ def _place_for(bundle: Bundle, spec: DatasetSpec, judge: _Judge) -> Path:
     place = record_path(submission, spec.name, judge.protocol.id)
     _check_writable(place.parent)
     marks = marks_of(bundle.manifest, spec, judge.protocol, judge.epochs, judge.seeds)
-    check_recordable(place, official=not any(mark.startswith(UNOFFICIAL) for mark in marks))
+    check_recordable(place, official=not cost_the_rank(marks))
     return place
 
 

@@ -14,7 +14,7 @@ from typing import Final
 from ddchallenge.errors import OutputError, RequestError
 from ddchallenge.generator import Submission
 from ddchallenge.jsonio import DocumentError, from_json, read_json, to_json, write_json
-from ddchallenge.marks import UNOFFICIAL
+from ddchallenge.marks import cost_the_rank
 from ddchallenge.records import RESULT_SCHEMA, Result
 
 __all__ = [
@@ -79,7 +79,7 @@ def record_path(submission: Submission, dataset: str, protocol: str) -> Path:
 
 def counts_as_official(result: Result) -> bool:
     """Whether a result was got by the rules: the whole protocol, the budget, the clock."""
-    return result.protocol.official and not any(m.startswith(UNOFFICIAL) for m in result.marks)
+    return result.protocol.official and not cost_the_rank(result.marks)
 
 
 def check_recordable(path: Path, *, official: bool) -> None:

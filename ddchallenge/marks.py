@@ -5,18 +5,24 @@ A mark stands on every table the result stands on. None means nothing to say.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from ddchallenge.records import DatasetSpec, Manifest, ScoringProtocol
 from ddchallenge.rules import get_rules
 
-__all__ = ["UNOFFICIAL", "is_official", "marks_of"]
+__all__ = ["UNOFFICIAL", "cost_the_rank", "is_official", "marks_of"]
 
 # How the marks begin that cost a result its rank.
 UNOFFICIAL: Final = "unofficial: "
 
 # Stated by the challenge; "digits" has no stated hardware.
 OFFICIAL_HARDWARE: Final = {"cifar100": "RTX 4090", "tinyimagenet": "RTX 4090"}
+
+
+def cost_the_rank(marks: Iterable[str]) -> bool:
+    """Whether one of the marks says that the rules were not kept."""
+    return any(mark.startswith(UNOFFICIAL) for mark in marks)
 
 
 def is_official(protocol: ScoringProtocol, epochs: int, seeds: tuple[int, ...]) -> bool:

@@ -292,6 +292,26 @@ def test_a_result_is_written_whatever_becomes_of_the_output(ddchallenge, tmp_pat
     assert "Traceback" not in refused.stderr
 
 
+def test_where_a_result_goes_is_settled_before_scoring(ddchallenge, tmp_path, monkeypatch):
+    """A file, a link in a circle, an earlier result: refused with 2 before a network is made."""
+    out = tmp_path / "out"
+    assert ddchallenge("sample", "--dataset", "digits", "--out", out).status == 0
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "result.json").write_text("mine")
+
+    def never(*_, **__):
+        raise AssertionError("scoring was started")
+
+    monkeypatch.setattr("ddchallenge.pipeline.score", never)
+    for place in ("file", "file/in", "loop/in", "done"):
+        ended = ddchallenge("score", out, "--out", tmp_path / place)
+        assert ended.status == 2, ended.err
+        assert str(tmp_path / place) in ended.err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_run_survives_the_loss_of_its_display(tmp_path):
     """stderr goes away in the middle of sampling: the bundle is made all the same."""
     done = shell(f"dd sample --dataset digits --out {tmp_path}/out 2>&1 | head -1")

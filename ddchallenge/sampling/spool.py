@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Spool"]
 
+# All that is needed to make a bundle of a spool whose supervisor was killed:
 # magic, copies (0: the images themselves), side, first, count, seed, received_seconds
 ENTRY: Final = struct.Struct("<4sIIQIqd")
 MAGIC: Final = b"DDS1"
