@@ -9,15 +9,7 @@ import pytest
 
 from ddchallenge.interrupts import as_interrupt, noticed
 
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """The handlers of this process are given back as they were."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("terminal_signals")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

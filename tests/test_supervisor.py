@@ -162,7 +162,7 @@ def test_copies_are_made_in_the_budget_and_follow_their_image(make_submission, t
         assert (data.images[place + 1 : place + 5] == copies).all()
 
 
-@pytest.mark.parametrize("seconds", [2.0, 2.3, 2.6])
+@pytest.mark.parametrize("seconds", [4.0, 4.4])
 def test_a_cut_among_the_copies_leaves_the_bundle_balanced(make_submission, tmp_path, seconds):
     """Copies are kept for whole rounds over the classes: within one image a class, as sampled."""
     slow = HONEST.replace("images =", "import time; time.sleep(0.01); images =")
@@ -381,6 +381,7 @@ def test_the_deadline_during_setup_is_named(make_submission, tmp_path):
         race(make_submission(code), tmp_path / "out", budget=1.5)
 
 
+@pytest.mark.usefixtures("terminal_signals")
 def test_an_interrupt_keeps_what_came(make_submission, tmp_path):
     """Ctrl-C stops the worker and keeps the images."""
     slow = HONEST.replace("images =", "import time; time.sleep(0.1); images =")
@@ -558,6 +559,7 @@ def test_a_dead_augmentation_pool_ends_the_run_with_its_reason(make_submission, 
     assert "augmentation processes ended" in log.stop_detail
 
 
+@pytest.mark.usefixtures("terminal_signals")
 def test_a_second_interrupt_does_not_cut_the_stopping_short(make_submission, tmp_path):
     """Ctrl-C twice, the second while the worker ignores SIGTERM: images kept, nothing left."""
     code = IGNORES_EVERYTHING.replace("self.calls > 2", "self.calls > 3")
@@ -584,14 +586,13 @@ def test_what_a_submission_says_cannot_reach_the_terminal(make_submission, tmp_p
 def test_a_deadline_among_the_copies_is_a_deadline(make_submission, tmp_path):
     """All images sampled, not all copies made: the deadline ended the run, and it is balanced."""
     entry = make_submission(HONEST, batch_size="500")
-    sampled = race(entry, tmp_path / "out", 3.0, max_images=500_000, augmentation="pda5")
+    sampled = race(entry, tmp_path / "out", 5.0, max_images=500_000, augmentation="pda5")
     log = sampled.log
     assert log.images_sampled == 100_000
     assert 0 < log.images_augmented < 400_000
     assert log.stop == "deadline"
     least, most = sampled.data.images_per_class(10)
     assert most - least <= 1
-    assert "go without copies" in log.stop_detail
 
 
 def test_a_worker_that_leaves_when_all_is_done_has_not_crashed(make_submission, tmp_path):

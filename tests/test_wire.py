@@ -9,7 +9,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from ddchallenge.augment import get_plan
 from ddchallenge.errors import OutputError, StorageError
+from ddchallenge.sampling.copies import CopyMaker
 from ddchallenge.sampling.output_log import HEAD_BYTES, OutputLog
 from ddchallenge.sampling.schedule import batch_seed, fitted_batch, round_robin
 from ddchallenge.sampling.spool import Spool
@@ -157,6 +159,20 @@ def test_the_spool_gives_back_what_it_took_class_major(tmp_path):
     spool.close()
     with pytest.raises(OutputError, match="cannot be written"):
         Spool(tmp_path / "spool.bin", 4)
+
+
+def test_copies_are_given_up_down_to_whole_rounds(tmp_path):
+    """Of 42 images with copies in a row and 8 more behind a gap, ten classes keep four rounds."""
+    spool = Spool(tmp_path / "spool.bin", 4)
+    copies = CopyMaker(get_plan("pda5"), 0, spool)
+    copies._done = {0: 32, 32: 10, 50: 8}
+    assert copies.ranges() == ((0, 42), (50, 58))
+    assert copies.keep_whole_rounds(10) == 10
+    assert copies.ranges() == ((0, 40),)
+    assert copies.images == 160
+    assert copies.keep_whole_rounds(41) == 40
+    assert (copies.ranges(), copies.images) == ((), 0)
+    spool.close()
 
 
 def test_a_failing_write_leaves_whole_entries(tmp_path, monkeypatch):
