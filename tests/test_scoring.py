@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import oracle
@@ -18,7 +19,7 @@ from ddchallenge.errors import BundleError, RequestError, ScoringError, UnknownN
 from ddchallenge.records import Accuracy, DatasetSpec, LabeledImages, SeedRun
 from ddchallenge.rules import PROTOCOLS
 from ddchallenge.scoring import exact, mean_and_deviation, resolve_device, score
-from ddchallenge.scoring.convnet import NETWORKS
+from ddchallenge.scoring.networks import NETWORKS, convnet
 from ddchallenge.scoring.progress import ProgressReporter
 
 PROTOCOL = PROTOCOLS["eccv2024"]
@@ -67,7 +68,7 @@ def tensors(data, spec):
 @pytest.fixture
 def tiny(monkeypatch):
     """The protocol with a network of two channels, for what is not about numbers."""
-    monkeypatch.setitem(NETWORKS, "tiny", (1, 2))
+    monkeypatch.setitem(NETWORKS, "tiny", partial(convnet, depth=1, width=2))
     return dataclasses.replace(PROTOCOL, network="tiny")
 
 

@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from ddchallenge.datasets.normalise import normalised_levels
 from ddchallenge.records import DatasetSpec, LabeledImages, ScoringProtocol, SeedRun
-from ddchallenge.scoring.convnet import build_network
 from ddchallenge.scoring.dsa import augment
 from ddchallenge.scoring.memory import freed_memory_kept
+from ddchallenge.scoring.networks import build_network
 
 __all__ = ["DeviceImages", "count_correct", "epoch_order", "train_and_test", "train_network"]
 
