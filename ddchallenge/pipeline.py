@@ -104,7 +104,7 @@ def score_bundle(
     :func:`ddchallenge.scoring.score` raises.
     """
     spec = test.spec
-    runs = score(
+    outcomes = score(
         bundle.data,
         test.data,
         spec,
@@ -114,6 +114,8 @@ def score_bundle(
         device=device,
         on_progress=on_progress,
     )
-    result = result_of(bundle, test, protocol, epochs, seeds, device, runs)
+    result = result_of(
+        bundle, test, protocol, epochs, seeds, device, tuple(outcome.run for outcome in outcomes)
+    )
     worthless = [f"{UNOFFICIAL}{found.code}" for found in findings if found.level == "error"]
     return replace(result, marks=(*result.marks, *worthless))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     ImageArray: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
     LabelArray: TypeAlias = NDArray[np.int64]
+    CountArray: TypeAlias = NDArray[np.int64]
 
 __all__ = [
     "MANIFEST_SCHEMA",
@@ -33,6 +34,7 @@ __all__ = [
     "GenerationTask",
     "LabeledImages",
     "Manifest",
+    "Numerics",
     "PhaseSeconds",
     "ProtocolUse",
     "Provenance",
@@ -41,8 +43,10 @@ __all__ = [
     "SamplingLog",
     "SamplingStatus",
     "SamplingSummary",
+    "ScoringActivity",
     "ScoringProtocol",
     "ScoringStatus",
+    "SeedOutcome",
     "SeedRun",
     "Source",
     "StopReason",
@@ -52,6 +56,8 @@ __all__ = [
 
 Track = Literal["generative", "fixed-ipc"]
 OptionValue: TypeAlias = "str | int | float | bool | tuple[str | int | float | bool, ...]"
+
+Numerics = Literal["exact", "fast"]
 
 # Of the JSON forms of Manifest and Result; a change of either is a new number.
 MANIFEST_SCHEMA: Final = 1
@@ -380,10 +386,13 @@ class Bundle:
 class SeedRun:
     """One network trained and tested. ``accuracy`` is 0..1, ``correct`` counts test images.
 
+    ``best_accuracy`` is the highest any pass had, where the protocol tests after every pass, else
+    None. It is chosen by the test set itself and therefore optimistic: never the score.
     ``final_loss`` is the mean training loss of the last epoch, None if it was not finite."""
 
     seed: int
     accuracy: float
+    best_accuracy: float | None
     correct: int
     test_images: int
     final_loss: float | None
@@ -391,12 +400,27 @@ class SeedRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SeedOutcome:
+    """A seed run, and which classes its network took for which.
+
+    ``confusion`` is int64 C×C: test images by true class (down) and predicted class (across)."""
+
+    run: SeedRun
+    confusion: CountArray
+
+
+ScoringActivity = Literal["training", "compiling", "testing"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringStatus:
     """What the progress display shows while scoring; ``epochs`` is the number of passes.
 
-    ``epoch`` passes of this seed are done, and ``batch`` of ``batches`` of the next one. ``loss``
-    is the mean training loss of the pass so far, None before the first batch.
-    ``remaining_seconds`` is for all seeds together, None until a batch was timed."""
+    ``epoch`` passes of this seed are done, and ``batch`` of ``batches`` of the next one; where
+    several seeds go on side by side, this is the one that is furthest behind. ``fraction`` of all
+    seeds' training is done, 0..1. ``loss`` is the mean training loss of the pass so far, or of the
+    one before it; None before the first batch. ``remaining_seconds`` is for all seeds together,
+    None until a batch was timed."""
 
     seed: int
     seeds_done: int
@@ -408,6 +432,8 @@ class ScoringStatus:
     loss: float | None
     elapsed_seconds: float
     remaining_seconds: float | None
+    fraction: float
+    activity: ScoringActivity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -425,7 +451,7 @@ class ProtocolUse:
     id: str
     epochs: int
     official: bool
-    numerics: Literal["exact"]
+    numerics: Numerics
     device: str
 
 

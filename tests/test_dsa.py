@@ -6,8 +6,23 @@ import pytest
 import torch
 
 from ddchallenge.scoring import dsa
+from ddchallenge.scoring.draws import Generators
 
 NAMES = ["color", "crop", "cutout", "flip", "scale", "rotate"]
+
+
+def global_generators():
+    """PyTorch's own generator in both places, as on a CPU."""
+    generators = Generators(0, torch.device("cpu"))
+    generators.cpu = generators.device = torch.default_generator
+    return generators
+
+
+def apply(name, images, generators=None):
+    """Draw for the images and apply."""
+    family = dsa.FAMILIES[NAMES.index(name)]
+    n, _, size, _ = images.shape
+    return family.apply(images, family.draw(n, size, generators or global_generators()))
 
 
 def images_of(n, size, seed=0):
@@ -22,7 +37,7 @@ def test_a_family_is_bit_for_bit_the_literal_one(name, n, size):
     images = images_of(n, size)
     before = images.clone()
     torch.manual_seed(11)
-    ours = getattr(dsa, name)(images)
+    ours = apply(name, images)
     state = torch.get_rng_state()
     torch.manual_seed(11)
     literal = oracle.FAMILIES[name](images)
@@ -36,7 +51,7 @@ def test_a_family_is_bit_for_bit_the_literal_one(name, n, size):
 
 def test_the_families_stand_in_the_official_order():
     """The drawn index means what it means in color_crop_cutout_flip_scale_rotate."""
-    assert [family.__name__ for family in dsa.FAMILIES] == NAMES
+    assert [family.name for family in dsa.FAMILIES] == NAMES
 
 
 def test_augment_draws_the_family_first_and_from_the_cpu():
@@ -44,7 +59,8 @@ def test_augment_draws_the_family_first_and_from_the_cpu():
     the bit, and every family comes up."""
     images = images_of(6, 8)
     torch.manual_seed(5)
-    ours = [dsa.augment(images) for _ in range(60)]
+    given = global_generators()
+    ours = [dsa.augment(images, dsa.draw(6, 8, given)) for _ in range(60)]
     torch.manual_seed(5)
     official = [oracle.augment(images) for _ in range(60)]
 
@@ -64,16 +80,16 @@ def test_augment_draws_the_family_first_and_from_the_cpu():
 )
 def test_which_generator_a_family_draws_from(name, drawn_on_the_cpu):
     """With the images on another device, scale and rotate still draw from the CPU's generator (two
-    numbers and one an image) and the others leave it untouched; PyTorch's shape-only "meta" device
-    stands in for a GPU."""
-    torch.manual_seed(2)
-    torch.rand(drawn_on_the_cpu)
-    expected = torch.rand(3)
-    torch.manual_seed(2)
-    augmented = getattr(dsa, name)(images_of(7, 8).to("meta"))
+    numbers and one an image) and from nothing else, the others from the device's alone: a second
+    generator stands in for a GPU's."""
+    given = Generators(2, torch.device("cpu"))
+    given.device = torch.Generator().manual_seed(3)
+    apply(name, images_of(7, 8), given)
+    cpu, device = torch.Generator().manual_seed(2), torch.Generator().manual_seed(3)
+    torch.rand(drawn_on_the_cpu, generator=cpu)
 
-    assert augmented.shape == (7, 3, 8, 8)
-    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(given.cpu.get_state(), cpu.get_state())
+    assert torch.equal(given.device.get_state(), device.get_state()) == (drawn_on_the_cpu > 0)
 
 
 def bilinear(image, theta):
@@ -102,7 +118,7 @@ def test_the_affine_families_sample_where_geometry_says(name):
     nor grid_sample is taken at its word."""
     images = images_of(6, 8)
     torch.manual_seed(4)
-    ours = getattr(dsa, name)(images).double().numpy()
+    ours = apply(name, images).double().numpy()
     torch.manual_seed(4)
     if name == "scale":
         sx, sy = (torch.rand(6).double().numpy() * (1.2 - 1 / 1.2) + 1 / 1.2 for _ in range(2))
@@ -122,7 +138,7 @@ def test_a_factor_above_one_shrinks():
     scaled by less has none."""
     images = torch.ones(64, 3, 16, 16)
     torch.manual_seed(0)
-    scaled = dsa.scale(images)
+    scaled = apply("scale", images)
     torch.manual_seed(0)
     sx, sy = torch.rand(64), torch.rand(64)
     # u = 0.4545 is factor 1; keep clear of it.
@@ -138,7 +154,7 @@ def test_a_cutout_is_a_square_of_half_the_side_or_what_fits():
     """Sides are at most half the image, at least a quarter at the border, and every centre from
     0 to the full side comes up."""
     torch.manual_seed(0)
-    holes = dsa.cutout(torch.ones(2000, 3, 8, 8))[:, 0] == 0
+    holes = apply("cutout", torch.ones(2000, 3, 8, 8))[:, 0] == 0
     rows, columns = holes.any(2).sum(1), holes.any(1).sum(1)
 
     assert torch.equal(holes.sum((1, 2)), rows * columns)

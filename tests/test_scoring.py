@@ -6,11 +6,13 @@ import sys
 from collections import Counter
 from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import oracle
 import pytest
 import torch
+import trainer
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
@@ -18,7 +20,8 @@ from ddchallenge.datasets.normalise import normalise
 from ddchallenge.errors import BundleError, RequestError, ScoringError, UnknownNameError
 from ddchallenge.records import Accuracy, DatasetSpec, LabeledImages, SeedRun
 from ddchallenge.rules import PROTOCOLS
-from ddchallenge.scoring import exact, mean_and_deviation, resolve_device, score
+from ddchallenge.scoring import mean_and_deviation, recipes, resolve_device, runs, score
+from ddchallenge.scoring.data import DeviceImages
 from ddchallenge.scoring.networks import NETWORKS, convnet
 from ddchallenge.scoring.progress import ProgressReporter
 
@@ -80,13 +83,11 @@ def test_training_is_bit_for_bit_the_oracle(digits, image_size, n, epochs, seed)
     several passes, more than one batch a pass with a short last one, through the new optimiser."""
     spec = spec_of(image_size)
     data = part(digits, 0, n) if image_size == 8 else random_images(n, image_size, 10)
-    network, losses = exact.train_network(
-        exact.DeviceImages(data, spec, CPU), spec, PROTOCOL, epochs=epochs, seed=seed
-    )
+    network, losses = trainer.train_network(data, spec, PROTOCOL, epochs=epochs, seed=seed)
     official, official_losses = oracle.train(*tensors(data, spec), 10, epochs, seed)
 
-    assert losses.shape == (epochs + 1, math.ceil(n / 256))
-    assert losses.flatten().tolist() == official_losses
+    assert len(losses) == (epochs + 1) * math.ceil(n / 256)
+    assert losses == official_losses
     for mine, theirs in zip(network.parameters(), official.parameters(), strict=True):
         assert torch.equal(mine, theirs)
 
@@ -95,22 +96,21 @@ def test_a_score_is_the_oracles_count(digits):
     """The accuracy of a run is the number of test images the oracle's network gets right, over
     their number; and a network trained on real digits knows more than chance."""
     train, test = part(digits, 0, 100), part(digits, 1200, 1797)
-    runs = score(train, test, SPEC, PROTOCOL, epochs=60, seeds=[4], device="cpu")
+    (outcome,) = score(train, test, SPEC, PROTOCOL, epochs=60, seeds=[4], device="cpu")
     network, losses = oracle.train(*tensors(train, SPEC), 10, 60, 4)
     correct = oracle.correct(network, *tensors(test, SPEC))
 
-    assert runs == (
-        SeedRun(
-            seed=4,
-            accuracy=correct / 597,
-            correct=correct,
-            test_images=597,
-            final_loss=losses[-1],
-            seconds=runs[0].seconds,
-        ),
+    assert outcome.run == SeedRun(
+        seed=4,
+        accuracy=correct / 597,
+        best_accuracy=None,
+        correct=correct,
+        test_images=597,
+        final_loss=losses[-1],
+        seconds=outcome.run.seconds,
     )
     assert correct > 2 * 597 / 10
-    assert runs[0].seconds > 0
+    assert outcome.run.seconds > 0
 
 
 @pytest.mark.parametrize("n", [1, 5, 256, 600])
@@ -126,7 +126,7 @@ def test_an_epoch_draws_what_a_dataloader_draws(n):
             states.append(torch.rand(len(batch)))
     torch.manual_seed(9)
     for _ in range(3):
-        for batch in exact.epoch_order(n).split(256):
+        for batch in recipes.epoch_order(n, torch.default_generator).split(256):
             assert torch.equal(batch, official.pop(0))
             assert torch.equal(torch.rand(len(batch)), states.pop(0))
     assert not official
@@ -147,19 +147,10 @@ def test_1001_passes_of_which_502_at_the_high_rate(monkeypatch, tiny):
             return super().step(*args, **kwargs)
 
     monkeypatch.setattr(torch.optim, "SGD", Spy)
-    data = exact.DeviceImages(random_images(2, 8, 2), SPEC, CPU)
-    passes = []
-    exact.train_network(
-        data,
-        SPEC,
-        tiny,
-        epochs=1000,
-        seed=0,
-        on_epoch=lambda index, losses: passes.append((index, len(losses))),
-    )
+    losses = trainer.train_network(random_images(2, 8, 2), SPEC, tiny, epochs=1000, seed=0)[1]
 
     assert list(steps.items()) == [(0.01, 502), (0.001, 499)]
-    assert passes == [(index, 1) for index in range(1001)]
+    assert len(losses) == 1001
 
 
 def test_uint8_batches_are_normalised_to_the_bit():
@@ -169,7 +160,7 @@ def test_uint8_batches_are_normalised_to_the_bit():
     whole = normalise(SPEC, data.images)
     index = torch.tensor([7, 0, 49, 7])
     for given in (data, LabeledImages(whole, data.labels)):
-        batches = exact.DeviceImages(given, SPEC, CPU)
+        batches = DeviceImages(given, SPEC, CPU)
         for chosen in (index, slice(32, 64)):
             images, labels = batches.batch(chosen)
             assert images.dtype == torch.float32
@@ -185,7 +176,7 @@ def test_float32_and_uint8_forms_of_a_set_score_alike(digits):
     images.flags.writeable = False
     floats = LabeledImages(images, pixels.labels)
     one, other = (
-        score(train, test, SPEC, PROTOCOL, epochs=3, seeds=[0], device="cpu")[0]
+        score(train, test, SPEC, PROTOCOL, epochs=3, seeds=[0], device="cpu")[0].run
         for train in (pixels, floats)
     )
 
@@ -201,11 +192,13 @@ def test_a_seed_gives_the_same_run_whatever_came_before(digits):
     together = score(train, test, SPEC, PROTOCOL, epochs=3, seeds=[5, 6], device="cpu")
     assert torch.equal(state, torch.get_rng_state())
     torch.rand(10)
-    alone = score(train, test, SPEC, PROTOCOL, epochs=3, seeds=[6], device="cpu")
+    (alone,) = score(train, test, SPEC, PROTOCOL, epochs=3, seeds=[6], device="cpu")
+    five, six = (outcome.run for outcome in together)
 
-    assert [run.seed for run in together] == [5, 6]
-    assert dataclasses.replace(together[1], seconds=0) == dataclasses.replace(alone[0], seconds=0)
-    assert together[0].final_loss != together[1].final_loss
+    assert (five.seed, six.seed) == (5, 6)
+    assert dataclasses.replace(six, seconds=0) == dataclasses.replace(alone.run, seconds=0)
+    assert five.final_loss != six.final_loss
+    assert np.array_equal(together[1].confusion, alone.confusion)
 
 
 def test_training_is_deterministic_and_the_callers_settings_come_back(monkeypatch, tiny):
@@ -217,17 +210,17 @@ def test_training_is_deterministic_and_the_callers_settings_come_back(monkeypatc
     data = random_images(4, 8, 10)
     during = []
 
-    def interrupt(index, losses):
+    def interrupt(status):
         during.append((cudnn.deterministic, cudnn.benchmark))
-        if index == 1:
+        if status.epochs == 3:
             raise KeyboardInterrupt
 
-    for epochs in (0, 1):
-        request = {"epochs": epochs, "seed": 0, "device": CPU, "on_epoch": interrupt}
+    for epochs in (0, 2):
+        request = {"epochs": epochs, "seeds": [0], "device": "cpu", "on_progress": interrupt}
         with pytest.raises(KeyboardInterrupt) if epochs else nullcontext():
-            exact.train_and_test(data, data, SPEC, tiny, **request)
+            score(data, data, SPEC, tiny, **request)
         assert (cudnn.deterministic, cudnn.benchmark) == (False, True)
-    assert during == [(True, False)] * 3
+    assert set(during) == {(True, False)}
 
 
 def test_the_protocol_says_epochs_and_seeds_by_default(tiny):
@@ -235,9 +228,9 @@ def test_the_protocol_says_epochs_and_seeds_by_default(tiny):
     protocol = dataclasses.replace(tiny, epochs=4, seeds=(3, 1))
     seen = []
     data = random_images(4, 8, 10)
-    runs = score(data, data, SPEC, protocol, device="cpu", on_progress=seen.append)
+    outcomes = score(data, data, SPEC, protocol, device="cpu", on_progress=seen.append)
 
-    assert [run.seed for run in runs] == [3, 1]
+    assert [outcome.run.seed for outcome in outcomes] == [3, 1]
     assert seen[-1].epochs == 5
 
 
@@ -246,7 +239,8 @@ def test_training_that_diverges_is_still_a_result(digits):
     says so, with the accuracy the network has."""
     wild = dataclasses.replace(PROTOCOL, learning_rate=1e30, learning_rate_after_drop=1e30)
     train, test = part(digits, 0, 20), part(digits, 100, 150)
-    (run,) = score(train, test, SPEC, wild, epochs=4, seeds=[0], device="cpu")
+    (outcome,) = score(train, test, SPEC, wild, epochs=4, seeds=[0], device="cpu")
+    run = outcome.run
 
     assert run.final_loss is None
     assert run.accuracy == run.correct / 50
@@ -256,10 +250,10 @@ def test_training_that_diverges_is_still_a_result(digits):
 def test_the_last_loss_is_the_mean_over_the_batches_of_the_last_pass(digits):
     """With two batches a pass, ``final_loss`` is their mean and not the last one's."""
     train = part(digits, 0, 300)
-    (run,) = score(train, train, SPEC, PROTOCOL, epochs=1, seeds=[0], device="cpu")
+    (outcome,) = score(train, train, SPEC, PROTOCOL, epochs=1, seeds=[0], device="cpu")
     _, losses = oracle.train(*tensors(train, SPEC), 10, 1, 0)
 
-    assert run.final_loss == pytest.approx(sum(losses[-2:]) / 2, rel=1e-6)
+    assert outcome.run.final_loss == pytest.approx(sum(losses[-2:]) / 2, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +277,7 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_trained(
     monkeypatch, changes, error, says
 ):
     """Wrong epochs, seeds, devices and sets are named with what was expected; nothing is begun."""
-    monkeypatch.setattr(exact, "train_and_test", None)
+    monkeypatch.setattr(runs, "train_and_test", None)
     data = random_images(20, 8, 10)
     request = {"train": data, "test": data, "seeds": [0], "epochs": 1, "device": "cpu"} | changes
 
@@ -324,7 +318,7 @@ def full_gpu():
 @pytest.mark.parametrize("fill", [full_main_memory, full_gpu])
 def test_memory_running_out_is_an_error_with_advice(monkeypatch, fill):
     """The allocator's complaint becomes a ScoringError that says what was being trained on."""
-    monkeypatch.setattr(exact, "train_and_test", lambda *args, **kwargs: fill())
+    monkeypatch.setattr(runs, "train_and_test", lambda *args, **kwargs: fill())
     data = random_images(20, 8, 10)
 
     with pytest.raises(ScoringError, match="20 images of 8×8"):
@@ -337,7 +331,7 @@ def test_other_failures_are_not_taken_for_full_memory(monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr(exact, "train_and_test", broken)
+    monkeypatch.setattr(runs, "train_and_test", broken)
     data = random_images(20, 8, 10)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         score(data, data, SPEC, PROTOCOL, epochs=1, device="cpu")
@@ -357,58 +351,81 @@ def test_progress_counts_seeds_and_passes(digits):
     assert {(7, 0, 0), (7, 0, 3), (8, 1, 0), (8, 1, 3)} <= told.keys()
     assert {(status.seeds, status.epochs) for status in seen} == {(2, 3)}
     assert told[8, 1, 3].loss == losses[-1]
-    assert told[8, 1, 3].remaining_seconds == 0
+    assert told[8, 1, 3].activity == "testing"
+    assert (told[8, 1, 3].remaining_seconds, told[8, 1, 3].fraction) == (0, 1)
     assert told[7, 0, 0].remaining_seconds is None
     assert told[7, 0, 0].loss is None
     places = [(status.seeds_done, status.epoch, status.elapsed_seconds) for status in seen]
     assert places == sorted(places)
 
 
-class Losses:
-    """Batch losses on a device: they count how often they are waited for."""
+class Stood:
+    """A training that stands somewhere; it counts how often its losses are waited for."""
 
-    read = 0
+    def __init__(self, seed, steps_done, batches, passes):
+        self.seed = seed
+        self.steps_done = steps_done
+        self.batches = batches
+        self.steps = passes * batches
+        self.recipe = SimpleNamespace(passes=passes)
+        self.read = 0
 
-    def mean(self):
-        Losses.read += 1
-        return torch.tensor(2.5)
+    index = property(lambda self: self.steps_done // self.batches)
+    batch = property(lambda self: self.steps_done % self.batches)
+
+    def mean_loss(self):
+        self.read += 1
+        return 2.5
 
 
-def test_progress_is_told_and_read_five_times_a_second_at_most(monkeypatch):
-    """A thousand passes of a hundredth of a second are fifty reports and as many waits for the
-    device, besides the seed's start and its last pass; time left is by the passes' average."""
-    monkeypatch.setattr(Losses, "read", 0)
+def test_progress_is_told_and_read_five_times_a_second_at_most():
+    """A thousand steps of a hundredth of a second are fifty reports and as many waits for the
+    device; time left is by what the steps took, not by the minute of compilation before them."""
     now = [100.0]
     seen = []
-    reporter = ProgressReporter(seen.append, seeds=2, passes=1000, clock=lambda: now[0])
-    reporter.seed_started(0)
-    for index in range(1000):
+    reporter = ProgressReporter(seen.append, seeds=2, done=0, clock=lambda: now[0])
+    training = Stood(0, 1, 1, 1001)
+    now[0] += 60
+    for _ in range(1000):
         now[0] += 0.01
-        reporter.pass_finished(index, Losses())
+        training.steps_done += 1
+        reporter.stepped([training], 0.01)
 
-    assert 45 <= Losses.read <= 51
-    assert len(seen) == Losses.read + 1
-    assert seen[-1].epoch == 1000
-    assert seen[-1].elapsed_seconds == pytest.approx(10)
-    assert seen[-1].remaining_seconds == pytest.approx(10)
+    assert 45 <= training.read <= 51
+    assert len(seen) == training.read
+    assert seen[-1].epoch > 970
+    assert seen[-1].elapsed_seconds == pytest.approx(70, abs=0.3)
+    assert seen[-1].remaining_seconds == pytest.approx(10, abs=0.3)
     assert seen[-1].loss == 2.5
 
 
 def test_progress_moves_inside_a_long_pass():
-    """A pass of a minute a batch shows its batches, and time left before it has ended."""
+    """A pass of a minute a batch shows its batches, and time left before it has ended; what an
+    earlier run had done counts as done, but not for the rate."""
     now = [0.0]
     seen = []
-    reporter = ProgressReporter(seen.append, seeds=1, passes=2, clock=lambda: now[0])
-    reporter.seed_started(0)
-    for batch in (1, 2, 3):
+    reporter = ProgressReporter(seen.append, seeds=3, done=1, clock=lambda: now[0])
+    training = Stood(5, 4, 4, 2)
+    for _ in range(3):
         now[0] += 60
-        reporter.batch_finished(0, 4, torch.full((batch,), 2.5))
-    assert {s.loss for s in seen[1:]} == {2.5}
-    assert [(s.epoch, s.batch, s.batches, s.remaining_seconds) for s in seen[1:]] == [
-        (0, 1, 4, pytest.approx(420)),
-        (0, 2, 4, pytest.approx(360)),
-        (0, 3, 4, pytest.approx(300)),
+        training.steps_done += 1
+        reporter.stepped([training], 60)
+    assert [(s.seeds_done, s.epoch, s.batch, s.batches, s.remaining_seconds) for s in seen] == [
+        (1, 1, 1, 4, pytest.approx(11 * 60)),
+        (1, 1, 2, 4, pytest.approx(10 * 60)),
+        (1, 1, 3, 4, pytest.approx(9 * 60)),
     ]
+    assert seen[-1].fraction == pytest.approx(15 / 24)
+
+
+def test_progress_of_seeds_side_by_side_is_that_of_the_last():
+    """Three at once: what is shown is the one furthest behind, what is done is all of them."""
+    seen = []
+    reporter = ProgressReporter(seen.append, seeds=3, done=0)
+    reporter.report([Stood(7, 6, 4, 2), Stood(8, 5, 4, 2), Stood(9, 6, 4, 2)], "training")
+
+    assert (seen[0].seed, seen[0].epoch, seen[0].batch) == (8, 1, 1)
+    assert seen[0].fraction == pytest.approx(17 / 24)
 
 
 def runs_of(*accuracies):
@@ -416,6 +433,7 @@ def runs_of(*accuracies):
         SeedRun(
             seed=seed,
             accuracy=accuracy,
+            best_accuracy=None,
             correct=round(accuracy * 1000),
             test_images=1000,
             final_loss=1.0,

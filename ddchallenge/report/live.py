@@ -102,17 +102,18 @@ class ScoringDisplay(_Display):
 
     def __call__(self, status: ScoringStatus) -> None:
         """Show where scoring is."""
-        part = status.batch / max(status.batches, 1)
-        done = status.seeds_done * status.epochs + status.epoch + part
         batch = f" batch {status.batch:,}/{status.batches:,}" if status.batch else ""
         loss = f"loss {status.loss:.4f}  " if status.loss is not None else ""
         text = (
             f"seed {status.seed} ({status.seeds_done + 1}/{status.seeds})  "
             f"epoch {status.epoch:,}/{status.epochs:,}{batch}  {loss}"
-            f"{duration(status.remaining_seconds)} left"
+            + (
+                f"{duration(status.remaining_seconds)} left"
+                if status.activity == "training"
+                else status.activity
+            )
         )
-        fraction = done / (status.seeds * status.epochs)
-        self._show(fraction, text, str(status.seed))
+        self._show(status.fraction, text, f"{status.seed} {status.activity}")
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Score a training set: train networks on it, test them, say what came out.
 
-:func:`score` is the ``exact`` numerics: the official evaluator of the ECCV 2024 Dataset
-Distillation Challenge, draw for draw. Importing this package is cheap; PyTorch is imported when a
-device is chosen or a network is trained.
+The way of one seed: ``recipes`` (what a protocol does, with ``dsa``) and ``networks`` make a
+``training``, whose steps are computed by ``exact`` or ``fast``; ``runs`` takes the seeds through
+it, keeping a ``checkpoint``, to the test in ``testing``. Importing this package is cheap; PyTorch
+is imported when a device is chosen or a network is trained.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from ddchallenge.errors import BundleError, RequestError, ScoringError, UnknownN
 from ddchallenge.records import (
     DatasetSpec,
     LabeledImages,
+    Numerics,
     ScoringProtocol,
     ScoringStatus,
-    SeedRun,
+    SeedOutcome,
 )
-from ddchallenge.scoring.progress import ProgressReporter
 from ddchallenge.scoring.statistics import mean_and_deviation
 
 if TYPE_CHECKING:
     import torch
+
+    from ddchallenge.scoring.checkpoint import Checkpoints
 
 __all__ = ["check_seeds", "mean_and_deviation", "resolve_device", "score"]
 
@@ -36,9 +39,12 @@ def score(
     epochs: int | None = None,
     seeds: Sequence[int] | None = None,
     device: str,
+    numerics: Numerics = "exact",
+    checkpoints: Checkpoints | None = None,
     on_progress: Callable[[ScoringStatus], None] | None = None,
-) -> tuple[SeedRun, ...]:
-    """Train one network a seed on ``train`` and count what it gets right in ``test``.
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[SeedOutcome, ...]:
+    """Train one network a seed on ``train`` and count what it takes ``test`` for.
 
     Args:
         train: the set that is judged; uint8 images are normalised with the dataset's mean and
@@ -50,12 +56,15 @@ def score(
             number if None.
         seeds: one run each, in this order; the protocol's seeds if None.
         device: what :func:`resolve_device` takes.
+        numerics: ``exact`` or ``fast``; see the modules of these names.
+        checkpoints: what to go on from, and where to keep it; nothing is kept if None.
         on_progress: told at most about five times a second; see
             :class:`ddchallenge.scoring.progress.ProgressReporter`.
+        say: told, in a line or two, what is unusual.
 
     Returns:
-        The runs, in the order of the seeds. The same seed on the same device gives the same run,
-        but for its seconds.
+        The outcomes, in the order of the seeds. In exact numerics the same seed on the same device
+        with the same number of threads gives the same, but for its seconds.
 
     Raises:
         RequestError: seeds or epochs that make no sense, a device that is not there, or a test
@@ -77,33 +86,27 @@ def score(
 
     import torch
 
-    from ddchallenge.scoring.exact import train_and_test
+    from ddchallenge.scoring.recipes import recipe_of
+    from ddchallenge.scoring.runs import train_and_test
 
-    reporter = None
-    if on_progress is not None:
-        reporter = ProgressReporter(on_progress, seeds=len(seeds), passes=epochs + 1)
-    runs = []
-    for seed in seeds:
-        if reporter is not None:
-            reporter.seed_started(seed)
-        try:
-            run = train_and_test(
-                train,
-                test,
-                spec,
-                protocol,
-                epochs=epochs,
-                seed=seed,
-                device=torch.device(chosen),
-                on_epoch=None if reporter is None else reporter.pass_finished,
-                on_batch=None if reporter is None else reporter.batch_finished,
-            )
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error, torch.OutOfMemoryError):
-                raise
-            raise ScoringError(_out_of_memory(chosen, train, spec)) from error
-        runs.append(run)
-    return tuple(runs)
+    try:
+        return train_and_test(
+            train,
+            test,
+            spec,
+            protocol,
+            recipe_of(protocol, epochs),
+            seeds=seeds,
+            numerics=numerics,
+            device=torch.device(chosen),
+            checkpoints=checkpoints,
+            on_progress=on_progress,
+            say=say,
+        )
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error, torch.OutOfMemoryError):
+            raise
+        raise ScoringError(_out_of_memory(chosen, train, spec)) from error
 
 
 def resolve_device(name: str) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from ddchallenge.records import ScoringStatus
+from ddchallenge.records import ScoringActivity, ScoringStatus
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from ddchallenge.scoring.training import Training
 
 __all__ = ["ProgressReporter"]
 
@@ -18,9 +18,11 @@ INTERVAL_SECONDS: Final = 0.2
 
 
 class ProgressReporter:
-    """Turns finished batches and passes into :class:`ScoringStatus` records, at most five a second.
+    """Turns the state of trainings into :class:`ScoringStatus` records, at most five a second.
 
-    The losses are read, which waits for the device, only when a status is due.
+    The losses are read, which waits for the device, only when a status is due. ``passes`` and
+    ``steps`` are those of one seed's training; ``done`` seeds need none. Time left is by the rate
+    of the steps made here: compilation and what an earlier run had done do not count.
     """
 
     def __init__(
@@ -28,57 +30,51 @@ class ProgressReporter:
         tell: Callable[[ScoringStatus], None],
         *,
         seeds: int,
-        passes: int,
+        done: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tell = tell
         self._seeds = seeds
-        self._passes = passes
+        self._done = done
         self._clock = clock
         self._began = clock()
         self._told = -math.inf
-        self._seed = 0
-        self._seeds_done = -1
-        self._loss: float | None = None
+        self._steps_here = 0
+        self._step_seconds = 0.0
 
-    def seed_started(self, seed: int) -> None:
-        """The run of this seed begins; the one before it, if any, is done."""
-        self._seed = seed
-        self._seeds_done += 1
-        self._loss = None
-        self._report(0)
+    def stepped(self, trainings: Sequence[Training], seconds: float) -> None:
+        """One of the trainings that go on side by side has made a step, in so many seconds."""
+        self._steps_here += 1
+        self._step_seconds += seconds
+        if self._clock() - self._told >= INTERVAL_SECONDS:
+            self.report(trainings, "training")
 
-    def batch_finished(self, index: int, batches: int, losses: Tensor) -> None:
-        """Batches with these ``losses`` of the pass of this index, from 0, are done."""
-        if self._due():
-            self._loss = float(losses.mean())
-            self._report(index, len(losses), batches)
+    def seed_done(self) -> None:
+        """One more seed needs no training any more."""
+        self._done += 1
 
-    def pass_finished(self, index: int, losses: Tensor) -> None:
-        """The pass of this index, from 0, is done; ``losses`` are its batches', on the device."""
-        if self._due() or index + 1 == self._passes:
-            self._loss = float(losses.mean())
-            self._report(index + 1)
-
-    def _due(self) -> bool:
-        return self._clock() - self._told >= INTERVAL_SECONDS
-
-    def _report(self, epoch: int, batch: int = 0, batches: int = 0) -> None:
+    def report(self, trainings: Sequence[Training], activity: ScoringActivity) -> None:
+        """Say now where these are and what is being done."""
+        behind = min(trainings, key=lambda training: training.steps_done)
+        loss = behind.mean_loss()
         self._told = self._clock()
-        elapsed = self._told - self._began
-        done = self._seeds_done * self._passes + epoch + batch / max(batches, 1)
-        left = self._seeds * self._passes - done
+        steps = behind.steps
+        done = self._done * steps + sum(training.steps_done for training in trainings)
+        left = self._seeds * steps - done
+        rate = self._step_seconds / self._steps_here if self._steps_here else None
         self._tell(
             ScoringStatus(
-                seed=self._seed,
-                seeds_done=self._seeds_done,
+                seed=behind.seed,
+                seeds_done=self._done,
                 seeds=self._seeds,
-                epoch=epoch,
-                epochs=self._passes,
-                batch=batch,
-                batches=batches,
-                loss=self._loss,
-                elapsed_seconds=elapsed,
-                remaining_seconds=elapsed / done * left if done else None,
+                epoch=behind.index,
+                epochs=behind.recipe.passes,
+                batch=behind.batch,
+                batches=behind.batches,
+                loss=loss,
+                elapsed_seconds=self._told - self._began,
+                remaining_seconds=None if rate is None else rate * left,
+                fraction=done / (self._seeds * steps),
+                activity=activity,
             )
         )

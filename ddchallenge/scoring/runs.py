@@ -1,0 +1,231 @@
+"""The seeds of a score, from their first step to their test; one after another or side by side."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from ddchallenge.interrupts import noticed
+from ddchallenge.records import (
+    DatasetSpec,
+    LabeledImages,
+    Numerics,
+    ScoringActivity,
+    ScoringProtocol,
+    ScoringStatus,
+    SeedOutcome,
+    SeedRun,
+)
+from ddchallenge.scoring.checkpoint import Checkpoints
+from ddchallenge.scoring.data import DeviceImages
+from ddchallenge.scoring.exact import ExactStepper
+from ddchallenge.scoring.fast import FastStepper
+from ddchallenge.scoring.memory import freed_memory_kept
+from ddchallenge.scoring.progress import ProgressReporter
+from ddchallenge.scoring.recipes import Recipe
+from ddchallenge.scoring.testing import confusion_matrix
+from ddchallenge.scoring.training import MakeStepper, Training
+
+if TYPE_CHECKING:
+    from ddchallenge.records import CountArray
+
+__all__ = ["STEPPERS", "train_and_test", "training_context"]
+
+# A run that is killed loses half a minute of work, and the step it was in.
+CHECKPOINT_SECONDS: Final = 30.0
+
+STEPPERS: Final[dict[Numerics, MakeStepper]] = {"exact": ExactStepper, "fast": FastStepper}
+
+
+def train_and_test(
+    train: LabeledImages,
+    test: LabeledImages,
+    spec: DatasetSpec,
+    protocol: ScoringProtocol,
+    recipe: Recipe,
+    *,
+    seeds: Sequence[int],
+    numerics: Numerics,
+    device: torch.device,
+    checkpoints: Checkpoints | None = None,
+    on_progress: Callable[[ScoringStatus], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[SeedOutcome, ...]:
+    """Train a network a seed on ``train``, test each once it is trained, on ``test``.
+
+    Goes on from what ``checkpoints`` has. ``say`` is told, in lines for people, what is unusual.
+    The caller's random state and settings are as before afterwards. Where training diverged,
+    ``final_loss`` is None and the accuracy is what it is.
+    """
+    with training_context(device, numerics):
+        scoring = _Scoring(
+            DeviceImages(train, spec, device),
+            DeviceImages(test, spec, device),
+            partial(Training, protocol=protocol, recipe=recipe, make_stepper=STEPPERS[numerics]),
+            seeds,
+            checkpoints,
+            on_progress,
+            say,
+        )
+        # Seeds side by side fill a GPU that one small network leaves idle; a CPU is full.
+        if numerics == "fast" and device.type == "cuda":
+            scoring.go(seeds)
+        else:
+            for seed in seeds:
+                scoring.go([seed])
+    return tuple(scoring.outcomes[seed] for seed in seeds)
+
+
+class _Scoring:
+    """What the seeds of one score share."""
+
+    def __init__(
+        self,
+        train: DeviceImages,
+        test: DeviceImages,
+        begin: Callable[..., Training],
+        seeds: Sequence[int],
+        checkpoints: Checkpoints | None,
+        on_progress: Callable[[ScoringStatus], None] | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.outcomes: dict[int, SeedOutcome] = {}
+        self._train = train
+        self._test = test
+        self._begin = begin
+        self._checkpoints = checkpoints
+        self._say = say
+        self._said: set[str] = set()
+        self._kept: dict[int, dict[str, torch.Tensor]] = {}
+        self._saved = time.monotonic()
+        for seed in seeds:
+            found = checkpoints.load(seed) if checkpoints else None
+            if isinstance(found, SeedOutcome):
+                self.outcomes[seed] = found
+                say(f"Seed {seed} was trained and tested before: {found.run.accuracy:.2%}")
+            elif found is not None:
+                self._kept[seed] = found
+        self._reporter = (
+            ProgressReporter(on_progress, seeds=len(seeds), done=len(self.outcomes))
+            if on_progress
+            else None
+        )
+
+    def go(self, seeds: Sequence[int]) -> None:
+        """Train these seeds side by side, then test them."""
+        trainings = [self._training(seed) for seed in seeds if seed not in self.outcomes]
+        going = [training for training in trainings if not training.done]
+        # The first steps may compile for a while: there an interrupt is obeyed at once.
+        for training in going:
+            self._report(going, training.stepper.first_step)
+            self._step(training)
+            self._say_once(training.stepper.notes)
+        while going := [training for training in going if not training.done]:
+            with noticed() as notice:
+                began = time.monotonic()
+                for training in going:
+                    self._step(training)
+                seconds = time.monotonic() - began
+                if self._reporter:
+                    self._reporter.stepped(going, seconds)
+                if notice.requested or time.monotonic() - self._saved > CHECKPOINT_SECONDS:
+                    self._save(trainings)
+            if notice.requested:
+                raise KeyboardInterrupt
+        for training in trainings:
+            self._finish(training)
+
+    def _training(self, seed: int) -> Training:
+        training = self._begin(self._train, seed=seed)
+        kept = self._kept.pop(seed, None)
+        if kept is None or self._checkpoints is None:
+            return training
+        try:
+            training.restore(kept)
+        except (KeyError, ValueError, RuntimeError) as error:
+            self._checkpoints.set_aside(seed, f"it does not fit: {type(error).__name__}")
+            return self._begin(self._train, seed=seed)
+        passes = f"{training.index:,} of {training.recipe.passes:,} passes"
+        self._say(f"Seed {seed} goes on from its checkpoint, after {passes}")
+        return training
+
+    def _step(self, training: Training) -> None:
+        training.step()
+        if training.recipe.tests_every_pass and training.batch == 0:
+            correct = int(self._confusion(training).trace())
+            training.best_accuracy = max(training.best_accuracy or 0.0, correct / len(self._test))
+
+    def _confusion(self, training: Training) -> CountArray:
+        with training.on_stream():
+            return confusion_matrix(training.network, self._test, training.recipe.batch_size)
+
+    def _save(self, trainings: Sequence[Training]) -> None:
+        if self._checkpoints:
+            for training in trainings:
+                self._checkpoints.save_state(training.seed, training.state())
+        self._saved = time.monotonic()
+
+    def _finish(self, training: Training) -> None:
+        # A test of many images takes minutes, the training may have taken hours.
+        self._save([training])
+        self._report([training], "testing")
+        confusion = self._confusion(training)
+        correct = int(confusion.trace())
+        losses = training.last_losses
+        final_loss = math.nan if losses is None else float(losses.mean())
+        outcome = SeedOutcome(
+            run=SeedRun(
+                seed=training.seed,
+                accuracy=correct / len(self._test),
+                best_accuracy=training.best_accuracy,
+                correct=correct,
+                test_images=len(self._test),
+                final_loss=final_loss if math.isfinite(final_loss) else None,
+                seconds=training.seconds,
+            ),
+            confusion=confusion,
+        )
+        if self._checkpoints:
+            self._checkpoints.save_outcome(outcome)
+        self.outcomes[training.seed] = outcome
+        if self._reporter:
+            self._reporter.seed_done()
+
+    def _report(self, trainings: Sequence[Training], activity: ScoringActivity) -> None:
+        if self._reporter and trainings:
+            self._reporter.report(trainings, activity)
+
+    def _say_once(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            if line not in self._said:
+                self._said.add(line)
+                self._say(line)
+
+
+@contextmanager
+def training_context(device: torch.device, numerics: Numerics) -> Iterator[None]:
+    """What PyTorch and the C library are set to while networks train; as before afterwards."""
+    with _memory(device), _deterministic() if numerics == "exact" else nullcontext():
+        yield
+
+
+def _memory(device: torch.device) -> AbstractContextManager[None]:
+    return freed_memory_kept() if device.type == "cpu" else nullcontext()
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Let cuDNN choose no algorithm whose result differs from one run to the next."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
