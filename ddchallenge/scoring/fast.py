@@ -34,10 +34,8 @@ from ddchallenge.scoring.recipes import Eccv2024, Recipe
 
 __all__ = ["FastStepper", "arithmetic_of", "rows_at_a_time"]
 
-# A part's activations should stay near the cores; below 64 images the matrices become too small.
-CPU_ROWS: Final = 128
-CPU_PIXELS: Final = CPU_ROWS * 32 * 32
-FEWEST_CPU_ROWS: Final = 64
+# Larger parts are no faster and need more memory, smaller ones are slower, the smallest by far.
+CPU_ROWS: Final = 64
 
 NOTEWORTHY_SECONDS: Final = 5.0
 
@@ -53,12 +51,11 @@ def arithmetic_of(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if any(features.get(name) for name in fast) else torch.float32
 
 
-def rows_at_a_time(n: int, image_size: int, batch_size: int, device: torch.device) -> int:
-    """How many images a part of a batch has."""
+def rows_at_a_time(n: int, device: torch.device) -> int:
+    """How many images a part has, where the largest batch has ``n``."""
     if device.type != "cpu":
-        return batch_size
-    best = min(CPU_ROWS, max(FEWEST_CPU_ROWS, CPU_PIXELS // image_size**2))
-    return max(FEWEST_CPU_ROWS, min(best, n, batch_size))
+        return n
+    return CPU_ROWS if n > 2 * CPU_ROWS else max(n, CPU_ROWS)
 
 
 def _loss(
@@ -119,8 +116,8 @@ class FastStepper:
         self._scale = (1 / std).view(3, 1, 1).to(device)
         self._shift = (-mean / std).view(3, 1, 1).to(device)
 
-        self._rows = rows_at_a_time(len(train), spec.image_size, recipe.batch_size, device)
         largest = min(len(train), recipe.batch_size)
+        self._rows = rows_at_a_time(largest, device)
         padded = -(-largest // self._rows) * self._rows
         self._sizes: list[int] = []
         self._pass: tuple[Tensor, ...] = ()

@@ -35,7 +35,7 @@ from ddchallenge.scoring.training import MakeStepper, Training
 if TYPE_CHECKING:
     from ddchallenge.records import CountArray
 
-__all__ = ["STEPPERS", "train_and_test", "training_context"]
+__all__ = ["STEPPERS", "side_by_side", "train_and_test", "training_context"]
 
 # A run that is killed loses half a minute of work, and the step it was in.
 CHECKPOINT_SECONDS: Final = 30.0
@@ -73,13 +73,17 @@ def train_and_test(
             on_progress,
             say,
         )
-        # Seeds side by side fill a GPU that one small network leaves idle; a CPU is full.
-        if numerics == "fast" and device.type == "cuda":
+        if side_by_side(numerics, device):
             scoring.go(seeds)
         else:
             for seed in seeds:
                 scoring.go([seed])
     return tuple(scoring.outcomes[seed] for seed in seeds)
+
+
+def side_by_side(numerics: Numerics, device: torch.device) -> bool:
+    """Whether the seeds are trained at once: it fills a GPU that one small network leaves idle."""
+    return numerics == "fast" and device.type == "cuda"
 
 
 class _Scoring:

@@ -1,0 +1,130 @@
+"""How long a score will take and how much memory it needs, from a few of its own steps."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from ddchallenge.records import DatasetSpec, LabeledImages, Numerics, ScoringProtocol
+from ddchallenge.scoring.data import DeviceImages
+from ddchallenge.scoring.recipes import Recipe
+from ddchallenge.scoring.runs import STEPPERS, side_by_side, training_context
+from ddchallenge.scoring.testing import confusion_matrix
+from ddchallenge.scoring.training import Training
+
+__all__ = ["Estimate", "estimate", "peak_memory"]
+
+# Enough for a median, or for a second of small steps.
+STEPS: Final = 3
+SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """``seconds`` for all seeds together, tests included; ``step_seconds`` for a step of one seed.
+
+    ``first_step_seconds`` is what the first step took here, compilation included.
+    ``memory_bytes`` is the most the process held, or the device allocated, while it was measured.
+    """
+
+    numerics: Numerics
+    seconds: float
+    step_seconds: float
+    steps: int
+    first_step_seconds: float
+    test_seconds: float
+    memory_bytes: int
+
+
+def estimate(
+    train: LabeledImages,
+    test: LabeledImages,
+    spec: DatasetSpec,
+    protocol: ScoringProtocol,
+    recipe: Recipe,
+    *,
+    seeds: Sequence[int],
+    numerics: Numerics,
+    device: torch.device,
+) -> Estimate:
+    """Train a few steps and test one batch; nothing is kept of it."""
+    _forget_peak(device)
+    together = len(seeds) if side_by_side(numerics, device) else 1
+    with training_context(device, numerics):
+        images = DeviceImages(train, spec, device)
+        trainings = [
+            Training(images, protocol, recipe, STEPPERS[numerics], seed=seed)
+            for seed in seeds[:together]
+        ]
+        first = _round(trainings)
+        rounds: list[float] = []
+        while len(rounds) < STEPS or (sum(rounds) < SECONDS and len(rounds) < 100):
+            rounds.append(_round(trainings))
+        part = _first(test, recipe.batch_size)
+        some = DeviceImages(part, spec, device)
+        confusion_matrix(trainings[0].network, some, recipe.batch_size)
+        began = time.monotonic()
+        confusion_matrix(trainings[0].network, some, recipe.batch_size)
+        test_seconds = (time.monotonic() - began) / len(part) * len(test)
+    if recipe.tests_every_pass:
+        test_seconds *= recipe.passes
+    step = statistics.median(rounds) / together
+    steps = trainings[0].steps
+    return Estimate(
+        numerics=numerics,
+        seconds=len(seeds) * (step * steps + test_seconds) + first,
+        step_seconds=step,
+        steps=steps,
+        first_step_seconds=first,
+        test_seconds=test_seconds,
+        memory_bytes=peak_memory(device),
+    )
+
+
+def _round(trainings: Sequence[Training]) -> float:
+    began = time.monotonic()
+    for training in trainings:
+        training.step()
+    for training in trainings:
+        training.mean_loss()  # waits for the device
+    return time.monotonic() - began
+
+
+def _first(test: LabeledImages, n: int) -> LabeledImages:
+    return LabeledImages(test.images[:n], test.labels[:n])
+
+
+_CLEAR_REFS: Final = Path("/proc/self/clear_refs")
+_STATUS: Final = Path("/proc/self/status")
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        _CLEAR_REFS.write_text("5")  # proc(5): resets the peak resident size
+    except OSError:
+        pass  # the peak is then that of the process so far
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory held so far, in bytes: on CUDA what PyTorch allocated there."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
