@@ -139,8 +139,11 @@ def _required(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     return value
 
 
-_dataset = click.option(
-    "--dataset", callback=_required, metavar="D", help="digits, cifar100 or tinyimagenet."
+_image_size = click.option(
+    "--image-size",
+    type=click.IntRange(min=8, max=1024),
+    metavar="N",
+    help="Of folder:PATH: pixels a side.  [default: as all images are, else 224]",
 )
 _data_dir = click.option(
     "--data-dir",
@@ -162,6 +165,20 @@ def _together(*options: _Decorator) -> _Decorator:
 
     return apply
 
+
+_dataset = _together(
+    click.option(
+        "--dataset",
+        callback=_required,
+        metavar="D",
+        help="digits, cifar100, tinyimagenet, or folder:PATH with train/<class>/ and val/<class>/.",
+    ),
+    _image_size,
+)
+_dataset_of_bundle = _together(
+    click.option("--dataset", metavar="D", help="Where the class folders lie, as folder:PATH."),
+    _image_size,
+)
 
 _sampling = _together(
     click.option(
@@ -231,6 +248,7 @@ def commands() -> None:
 def run(
     track: str,
     dataset: str,
+    image_size: int | None,
     submission: str | None,
     budget: float | None,
     max_images: int | None,
@@ -247,13 +265,12 @@ def run(
     as_json: bool,
 ) -> None:
     """Go all the way: from a generator, or a tensor file, to a scored result."""
-    from ddchallenge.datasets import get_dataset
     from ddchallenge.leaderboard import check_recordable, record_path
     from ddchallenge.rules import get_rules
 
-    rules, spec = get_rules(track), get_dataset(dataset)
-    judge = _Judge.of(epochs, seeds, device)
     console = _console()
+    rules, spec = get_rules(track), _open_dataset(console, dataset, image_size)
+    judge = _Judge.of(epochs, seeds, device)
     order = recorded = None
     if rules.track == "generative":
         _refuse(track, {"--images": images, "--labels": labels})
@@ -300,6 +317,7 @@ def run(
 @_json
 def sample(
     dataset: str,
+    image_size: int | None,
     submission: str | None,
     budget: float | None,
     max_images: int | None,
@@ -311,12 +329,12 @@ def sample(
     as_json: bool,
 ) -> None:
     """Run a generator under its budget, to a bundle: half of `run`."""
-    from ddchallenge.datasets import get_dataset
     from ddchallenge.jsonio import to_json
     from ddchallenge.rules import get_rules
     from ddchallenge.scoring import resolve_device
 
-    spec = get_dataset(dataset)
+    console = _console()
+    spec = _open_dataset(console, dataset, image_size)
     order = _order(
         get_rules("generative"),
         spec,
@@ -328,7 +346,6 @@ def sample(
         resolve_device(device),
     )
     out = _free_folder(out, spec, order.submission.name)
-    console = _console()
     bundle = _sample(console, order, data_dir, out)
     _show_audit(console, bundle, spec)
     if as_json:
@@ -338,6 +355,7 @@ def sample(
 
 @commands.command()
 @click.argument("bundle", type=_PATH)
+@_dataset_of_bundle
 @_scoring
 @_device
 @_data_dir
@@ -346,6 +364,8 @@ def sample(
 @_json
 def score(
     bundle: Path,
+    dataset: str | None,
+    image_size: int | None,
     epochs: int | None,
     seeds: tuple[int, ...] | None,
     device: str,
@@ -359,12 +379,9 @@ def score(
     BUNDLE is a bundle, or a folder with one called `bundle` in it. result.json is written into
     --out, else into that folder.
     """
-    from ddchallenge.datasets import get_dataset
-
     judge = _Judge.of(epochs, seeds, device)
     console = _console()
-    opened = _open_bundle(console, bundle)
-    spec = get_dataset(opened.manifest.dataset)
+    opened, spec = _open_bundle(console, bundle, dataset, image_size)
     if out is None:
         # `run` has its bundle in a folder of that name, beside the result.
         out = opened.folder.parent if opened.folder.name == "bundle" else opened.folder
@@ -387,15 +404,20 @@ def score(
 @click.option("--out", type=_PATH, required=True, help="The bundle to write; must not exist.")
 @_json
 def import_command(
-    file: Path, dataset: str, labels: Path | None, track: str, out: Path, as_json: bool
+    file: Path,
+    dataset: str,
+    image_size: int | None,
+    labels: Path | None,
+    track: str,
+    out: Path,
+    as_json: bool,
 ) -> None:
     """Make a bundle of an official tensor file, FILE.pt."""
-    from ddchallenge.datasets import get_dataset
     from ddchallenge.jsonio import to_json
     from ddchallenge.rules import get_rules
 
-    spec = get_dataset(dataset)
     console = _console()
+    spec = _open_dataset(console, dataset, image_size)
     bundle = _import(console, file, labels, spec, get_rules(track).track, out)
     _show_audit(console, bundle, spec)
     if as_json:
@@ -404,20 +426,22 @@ def import_command(
 
 @commands.command("export")
 @click.argument("bundle", type=_PATH)
+@_dataset_of_bundle
 @click.option("--out", type=_PATH, required=True, help="Folder for the official {dataset}.pt.")
 @_json
-def export_command(bundle: Path, out: Path, as_json: bool) -> None:
+def export_command(
+    bundle: Path, dataset: str | None, image_size: int | None, out: Path, as_json: bool
+) -> None:
     """Write a bundle as the official tensor file.
 
     Normalised, class-major, with an equal number of images a class: what the official evaluator
     reads.
     """
-    from ddchallenge.datasets import get_dataset
     from ddchallenge.official import export_official
 
     console = _console()
-    opened = _open_bundle(console, bundle)
-    exported = export_official(opened, get_dataset(opened.manifest.dataset), out)
+    opened, spec = _open_bundle(console, bundle, dataset, image_size)
+    exported = export_official(opened, spec, out)
     if as_json:
         _print_json(
             {
@@ -509,8 +533,9 @@ def leaderboard(
             raise RequestError(f"--results {folder} is not a folder.")
     board = collect((row.submission for row in list_submissions() if row.submission), folders)
     if dataset is not None:
-        wanted = get_dataset(dataset).name
-        rows = tuple(row for row in board.rows if row.result.dataset == wanted)
+        rows = tuple(row for row in board.rows if row.result.dataset == dataset)
+        if not rows:
+            get_dataset(dataset)  # which says what is wrong with the name
         board = Leaderboard(rows, board.problems)
     console = _console()
     for problem in board.problems:
@@ -561,14 +586,14 @@ def data_list(data_dir: Path | None, as_json: bool) -> None:
 @_json
 def data_fetch(name: str, data_dir: Path | None, as_json: bool) -> None:
     """Download NAME, check it, and unpack it."""
-    from ddchallenge.datasets import fetch, get_dataset
+    from ddchallenge.datasets import fetch, open_dataset
     from ddchallenge.jsonio import to_json
     from ddchallenge.report.live import counting
 
     console = _console()
     with counting(console, name, "bytes") as display:
         fetched = fetch(
-            get_dataset(name), data_dir, lambda p: display(p.done, p.total, what=p.activity)
+            open_dataset(name), data_dir, lambda p: display(p.done, p.total, what=p.activity)
         )
     if as_json:
         _print_json(to_json(fetched))
@@ -578,16 +603,19 @@ def data_fetch(name: str, data_dir: Path | None, as_json: bool) -> None:
 
 @data.command("verify")
 @click.argument("name")
+@_image_size
 @_data_dir
 @_json
-def data_verify(name: str, data_dir: Path | None, as_json: bool) -> None:
-    """Check NAME to the last image."""
-    from ddchallenge.datasets import get_dataset, verify
+def data_verify(name: str, image_size: int | None, data_dir: Path | None, as_json: bool) -> None:
+    """Check NAME, also folder:PATH, to the last image."""
+    from ddchallenge.datasets import verify
     from ddchallenge.jsonio import to_json
     from ddchallenge.report.live import counting
 
-    with counting(_console(), name, "images") as display:
-        verified = verify(get_dataset(name), data_dir, lambda d, t: display(d, t, what="checking"))
+    console = _console()
+    spec = _open_dataset(console, name, image_size)
+    with counting(console, spec.name, "images") as display:
+        verified = verify(spec, data_dir, lambda d, t: display(d, t, what="checking"))
     if as_json:
         _print_json(to_json(verified))
     else:
@@ -647,7 +675,7 @@ def _order(
     from ddchallenge.sampling.supervisor import SamplingOrder
 
     chosen = find_submission(submission or DEFAULT_SUBMISSION)
-    require_dataset(chosen, spec.name)
+    require_dataset(chosen, spec)
     plan = get_plan(augment or chosen.augmentation)
     limit = "--max-images", max_images
     if max_images is None:
@@ -795,12 +823,29 @@ def _import(
     return bundle
 
 
-def _open_bundle(console: Console, path: Path) -> Bundle:
+def _open_dataset(console: Console, dataset: str, image_size: int | None) -> DatasetSpec:
+    from ddchallenge.datasets import open_dataset
+
+    with _waiting(console, f"Looking at {dataset}"):
+        return open_dataset(dataset, image_size)
+
+
+def _open_bundle(
+    console: Console, path: Path, dataset: str | None, image_size: int | None
+) -> tuple[Bundle, DatasetSpec]:
+    """A bundle and its dataset: that of the manifest, or the class folders it was made for."""
     from ddchallenge.bundle import read_bundle
+    from ddchallenge.datasets import get_dataset
 
     folder = path / "bundle" if (path / "bundle" / "manifest.json").is_file() else path
+    if dataset is None and image_size is not None:
+        raise RequestError(
+            "--image-size goes with --dataset folder:PATH; add it or leave both out."
+        )
+    spec = None if dataset is None else _open_dataset(console, dataset, image_size)
     with _waiting(console, "Checking the bundle"):
-        return read_bundle(folder)
+        bundle = read_bundle(folder, spec)
+    return bundle, spec or get_dataset(bundle.manifest.dataset)
 
 
 def _test_images(console: Console, spec: DatasetSpec, data_dir: Path | None) -> DatasetSplit:
@@ -818,6 +863,7 @@ def _score(
     data_dir: Path | None,
     findings: tuple[Finding, ...],
 ) -> Result:
+    from ddchallenge.datasets import dataset_options
     from ddchallenge.pipeline import score_bundle
     from ddchallenge.report.live import ScoringDisplay
 
@@ -834,7 +880,10 @@ def _score(
                 on_progress=display,
             )
     except KeyboardInterrupt:
-        again = f"ddchallenge score {bundle.folder}{judge.options()}{_data_option(data_dir)}"
+        again = (
+            f"ddchallenge score {bundle.folder}{dataset_options(test.spec)}{judge.options()}"
+            f"{_data_option(data_dir)}"
+        )
         raise RunError(f"Interrupted; the bundle is kept. To score it:\n  {again}") from None
 
 

@@ -85,12 +85,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSpec:
-    """What the challenge fixes about a dataset.
+    """What is fixed about a dataset, by the challenge or by whoever arranged its folders.
 
     ``class_ids[label]`` is the folder name of a class (a WordNet id in Tiny ImageNet), in the
     challenge's order; ``class_names[label]`` is what a person calls it. ``mean`` and ``std`` are
     of pixels scaled to 0..1, one per channel. ``image_size`` is the side in pixels.
-    ``training_images_per_class`` is the official number.
+    ``training_images_per_class`` is the official number; ``folder`` is where class folders lie,
+    None for the datasets that are known by name. It goes into no file.
     """
 
     name: str
@@ -102,6 +103,7 @@ class DatasetSpec:
     training_images_per_class: int
     test_images: int
     sources: tuple[Source, ...] = ()
+    folder: Path | None = None
 
     @property
     def num_classes(self) -> int:
