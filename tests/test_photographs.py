@@ -5,78 +5,21 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import photograph_oracle
 import pytest
 import torch
+from photograph_oracle import LIGHT_VALUES, LIGHT_VECTORS, Plain
 from torch.nn import functional
 from torchvision.transforms import RandomResizedCrop
-from torchvision.transforms.v2 import functional as published
 
 from ddchallenge.scoring.photographs import ROWS, augment, cutmix, draw
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 DEVIATION = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-LIGHT_VALUES = [0.2175, 0.0188, 0.0045]
-LIGHT_VECTORS = [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-class Plain:
-    """The numbers of a batch drawn again in the documented order, used one image at a time."""
-
-    def __init__(self, n, size, random):
-        def uniform(*shape):
-            return torch.rand(*shape, generator=random, dtype=torch.float64)
-
-        areas, aspects = uniform(n, 10), uniform(n, 10)
-        rows, columns = uniform(n), uniform(n)
-        self.crops = [
-            self.crop(size, *(values[i].tolist() for values in (areas, aspects, rows, columns)))
-            for i in range(n)
-        ]
-        self.flips = [u < 0.5 for u in uniform(n).tolist()]
-        self.orders = [np.argsort(ranks).tolist() for ranks in uniform(n, 3).numpy()]
-        self.strengths = (0.8 * uniform(n, 3) - 0.4).tolist()
-        normal = 0.1 * torch.randn(n, 3, generator=random, dtype=torch.float64)
-        self.lights = normal.tolist()
-        self.own_share = float(uniform(1))
-        self.partners = torch.randperm(n, generator=random).tolist()
-        self.centre = torch.randint(size, (2,), generator=random).tolist()
-
-    @staticmethod
-    def crop(size, areas, aspects, row, column):
-        for area, aspect in zip(areas, aspects, strict=True):
-            area = size * size * (0.5 + 0.5 * area)
-            ratio = math.exp(math.log(3 / 4) + aspect * (math.log(4 / 3) - math.log(3 / 4)))
-            width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < width <= size and 0 < height <= size:
-                return (
-                    int(row * (size - height + 1)),
-                    int(column * (size - width + 1)),
-                    height,
-                    width,
-                )
-        return 0, 0, size, size
-
-    def apply(self, i, image):
-        """One image 3×S×S with values 0..1, by torchvision, which clamps after every step."""
-        top, left, height, width = self.crops[i]
-        size = list(image.shape[1:])
-        image = published.resized_crop(image, top, left, height, width, size, antialias=True)
-        image = published.horizontal_flip(image) if self.flips[i] else image
-        steps = [
-            published.adjust_brightness, published.adjust_contrast, published.adjust_saturation,
-        ]  # fmt: skip
-        for kind in self.orders[i]:
-            image = steps[kind](image, 1 - self.strengths[i][kind])
-            assert 0 < image.min() < image.max() < 1  # so no value was clamped
-        for channel in range(3):
-            image[channel] += sum(
-                LIGHT_VECTORS[channel][j] * LIGHT_VALUES[j] * self.lights[i][j] for j in range(3)
-            )
-        return image
 
 
 @pytest.mark.parametrize(("n", "size"), [(40, 32), (12, 65), (3, 224)])
@@ -199,19 +142,6 @@ def test_light_has_the_deviations_of_imagenets_colours():
 # ---------------------------------------------------------------- CutMix
 
 
-def plain_cutmix(images, labels, plain):
-    """As published: one rectangle copied in place, and the weight of the own label."""
-    size = images.shape[2]
-    cut = int(size * np.sqrt(1.0 - plain.own_share))
-    row, column = plain.centre
-    top, bottom = np.clip([row - cut // 2, row + cut // 2], 0, size)
-    left, right = np.clip([column - cut // 2, column + cut // 2], 0, size)
-    mixed = images.clone()
-    for i, partner in enumerate(plain.partners):
-        mixed[i, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
-    return mixed, 1 - (bottom - top) * (right - left) / size**2
-
-
 @pytest.mark.parametrize("seed", range(12))
 def test_cutmix_is_the_published_one(seed):
     """Images, and the loss: that of both labels weighted by their share of the area, which is the
@@ -220,7 +150,7 @@ def test_cutmix_is_the_published_one(seed):
     images, labels = torch.randn(n, 3, size, size), torch.arange(n) % classes
     numbers, plain = draw(n, size, generator(seed)), Plain(n, size, generator(seed))
     mixed, targets = cutmix(images, labels, numbers, classes)
-    expected, own = plain_cutmix(images, labels, plain)
+    expected, own = photograph_oracle.cutmix(images, labels, plain)
 
     assert torch.equal(mixed, expected)
     assert targets.shape == (n, classes)
