@@ -205,9 +205,15 @@ _sampling = _together(
 )
 _scoring = _together(
     click.option(
+        "--protocol", metavar="P", help="How to train: eccv2024 or imagewoof.  [default: eccv2024]"
+    ),
+    click.option(
+        "--network", metavar="N", help="Of imagewoof: ConvNet-6, ResNetAP-10 (default), ResNet-18."
+    ),
+    click.option(
         "--epochs",
         type=click.IntRange(min=0),
-        help="N makes N + 1 passes, as in the official script.  [default: 1000]",
+        help="eccv2024 makes one pass more, as the official script.  [default: the protocol's]",
     ),
     click.option("--seeds", type=_Seeds(), help="One network each.  [default: 0,1,2]"),
 )
@@ -256,6 +262,8 @@ def run(
     seed: int,
     images: Path | None,
     labels: Path | None,
+    protocol: str | None,
+    network: str | None,
     epochs: int | None,
     seeds: tuple[int, ...] | None,
     device: str,
@@ -270,7 +278,8 @@ def run(
 
     console = _console()
     rules, spec = get_rules(track), _open_dataset(console, dataset, image_size)
-    judge = _Judge.of(epochs, seeds, device)
+    judge = _Judge.of(protocol, network, epochs, seeds, device)
+    judge.check_size(spec)
     order = recorded = None
     if rules.track == "generative":
         _refuse(track, {"--images": images, "--labels": labels})
@@ -303,7 +312,7 @@ def run(
     else:
         bundle = _sample(console, order, data_dir, out)
     findings = _show_audit(console, bundle, spec, test)
-    result = _score(console, bundle, test, judge, data_dir, findings)
+    result = _score(console, bundle, test, judge.settled(bundle, spec), data_dir, findings)
     _finish(console, result, out, recorded, as_json)
     _end_as_the_generator_did(bundle, out)
 
@@ -366,6 +375,8 @@ def score(
     bundle: Path,
     dataset: str | None,
     image_size: int | None,
+    protocol: str | None,
+    network: str | None,
     epochs: int | None,
     seeds: tuple[int, ...] | None,
     device: str,
@@ -379,9 +390,11 @@ def score(
     BUNDLE is a bundle, or a folder with one called `bundle` in it. result.json is written into
     --out, else into that folder.
     """
-    judge = _Judge.of(epochs, seeds, device)
+    judge = _Judge.of(protocol, network, epochs, seeds, device)
     console = _console()
     opened, spec = _open_bundle(console, bundle, dataset, image_size)
+    judge.check_size(spec)
+    judge = judge.settled(opened, spec)
     if out is None:
         # `run` has its bundle in a folder of that name, beside the result.
         out = opened.folder.parent if opened.folder.name == "bundle" else opened.folder
@@ -626,38 +639,78 @@ def data_verify(name: str, image_size: int | None, data_dir: Path | None, as_jso
 
 
 class _Judge:
-    """How to score, settled before anything is started."""
+    """How to score, settled before anything is started; but for epochs that go by the images."""
 
     def __init__(
-        self, protocol: ScoringProtocol, epochs: int, seeds: tuple[int, ...], device: str
+        self,
+        name: str,
+        protocol: ScoringProtocol,
+        epochs: int | None,
+        seeds: tuple[int, ...],
+        device: str,
     ) -> None:
-        from ddchallenge.marks import is_official
-
+        self._name = name
         self.protocol = protocol
-        self.epochs = epochs
         self.seeds = seeds
         self.device = device
-        self.official = is_official(protocol, epochs, seeds)
+        self._asked = epochs
+
+    @property
+    def epochs(self) -> int:
+        """As asked for, or the protocol's."""
+        return self.protocol.epochs if self._asked is None else self._asked
+
+    @property
+    def official(self) -> bool:
+        """Whether it is the whole protocol, as far as is known."""
+        from ddchallenge.marks import is_official
+
+        open_end = self.protocol.epochs_by_images and self._asked is not None
+        return not open_end and is_official(self.protocol, self.epochs, self.seeds)
+
+    def check_size(self, spec: DatasetSpec) -> None:
+        """Raise :class:`RequestError` where the network cannot take images of this dataset."""
+        from ddchallenge.scoring.networks import check_network
+
+        check_network(self.protocol.network, image_size=spec.image_size)
+
+    def settled(self, bundle: Bundle, spec: DatasetSpec) -> _Judge:
+        """The judge of this bundle."""
+        protocol = self.protocol.for_images(len(bundle.data), spec.num_classes)
+        return _Judge(self._name, protocol, self._asked, self.seeds, self.device)
 
     def options(self) -> str:
         """What of it has to be said on a command line."""
+        from ddchallenge.rules import DEFAULT_PROTOCOL
+
         said = ""
-        if self.epochs != self.protocol.epochs:
-            said += f" --epochs {self.epochs}"
+        if self._name != DEFAULT_PROTOCOL:
+            said += f" --protocol {self._name} --network {self.protocol.network}"
+        if self._asked not in (None, self.protocol.epochs):
+            said += f" --epochs {self._asked}"
         if self.seeds != self.protocol.seeds:
             said += f" --seeds {','.join(map(str, self.seeds))}"
         return said
 
     @classmethod
-    def of(cls, epochs: int | None, seeds: tuple[int, ...] | None, device: str) -> _Judge:
-        from ddchallenge.rules import DEFAULT_PROTOCOL, PROTOCOLS
-        from ddchallenge.scoring import check_seeds, resolve_device
+    def of(
+        cls,
+        protocol: str | None,
+        network: str | None,
+        epochs: int | None,
+        seeds: tuple[int, ...] | None,
+        device: str,
+    ) -> _Judge:
+        from ddchallenge.rules import DEFAULT_PROTOCOL, get_protocol
+        from ddchallenge.scoring import check_epochs, check_seeds, resolve_device
 
-        protocol = PROTOCOLS[DEFAULT_PROTOCOL]
-        seeds = protocol.seeds if seeds is None else seeds
+        name = protocol or DEFAULT_PROTOCOL
+        chosen = get_protocol(name, network)
+        seeds = chosen.seeds if seeds is None else seeds
         check_seeds(seeds)
-        epochs = protocol.epochs if epochs is None else epochs
-        return cls(protocol, epochs, seeds, resolve_device(device))
+        if epochs is not None:
+            check_epochs(chosen, epochs)
+        return cls(name, chosen, epochs, seeds, resolve_device(device))
 
 
 def _order(

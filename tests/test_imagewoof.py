@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from functools import partial
 
 import numpy as np
 import photograph_oracle
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 from trainer import finish, train_network, training_of
 
+from ddchallenge import cli
 from ddchallenge.datasets.normalise import normalise
 from ddchallenge.errors import RequestError, UnknownNameError
 from ddchallenge.records import DatasetSpec, LabeledImages
@@ -270,3 +273,112 @@ def test_what_cannot_be_scored_is_said(tiny):
         score(data, data, SPEC, get_protocol("imagewoof", "ConvNet-6"), epochs=1, device="cpu")
     with pytest.raises(RequestError, match="eccv2024 only"):
         training_of(data, SPEC, tiny, epochs=1, seed=0, stepper=FastStepper)
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def ddchallenge(monkeypatch, capfd, tmp_path):
+    """Runs a command line in this process; returns status, stdout and stderr."""
+    monkeypatch.setenv("DDCHALLENGE_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["ddchallenge", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return status, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def dogs(tmp_path):
+    """Class folders of four classes, 16 px."""
+    root = tmp_path / "dogs"
+    for part, seed in (("train", 0), ("val", 1)):
+        data = images(16, seed)
+        for number, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+            folder = root / part / SPEC.class_ids[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{number}.png")
+    return root
+
+
+def test_class_folders_are_scored_by_another_juror(
+    ddchallenge, dogs, tmp_path, monkeypatch, make_submission
+):
+    """`run` and `score` with --protocol and --network: the result names both, has the last and
+    the best accuracy of every seed, says what it left out of the protocol, and is recorded under
+    a name of its own."""
+    monkeypatch.chdir(tmp_path)
+    entry = make_submission(
+        """
+        import numpy as np
+        class G:
+            def setup(self, task):
+                self.data = task.load_training_data()
+            def generate(self, labels, seed):
+                first = [np.flatnonzero(self.data.labels == label)[0] for label in labels]
+                return np.array(self.data.images[first])
+        """,
+        datasets='["folder"]',
+        needs_training_data="true",
+    )
+    data, judge = ["--dataset", f"folder:{dogs}"], ["--protocol", "imagewoof", "--epochs", "2"]
+    run = ["run", "--track", "generative", *data, "--submission", entry.folder, *judge]
+    out = tmp_path / "out"
+    status, _, err = ddchallenge(*run, "--max-images", "8", "--out", out, "--record")
+    assert status == 0, err
+    result = json.loads((out / "result.json").read_text())
+    assert result["protocol"]["id"] == "imagewoof-resnetap-10"
+    assert result["protocol"]["epochs"] == 2
+    assert [run["seed"] for run in result["runs"]] == [0, 1, 2]
+    assert all(run["best_accuracy"] >= run["accuracy"] for run in result["runs"])
+    assert "unofficial: 2 of 2000 epochs" in result["marks"]
+
+    other = ["--network", "ResNet-18", "--seeds", "0", "--out", tmp_path / "other", "--record"]
+    status, _, err = ddchallenge("score", out, *data, *judge, *other)
+    assert status == 0, err
+    assert [path.name for path in sorted((entry.folder / "results").iterdir())] == [
+        f"{result['dataset']}.imagewoof-resnet-18.json",
+        f"{result['dataset']}.imagewoof-resnetap-10.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--protocol", "woof"], "No protocol is called 'woof'. Did you mean 'imagewoof'?"),
+        (["--protocol", "imagewoof", "--network", "ResNet-8"], "Did you mean 'ResNet-18'?"),
+        (["--network", "ResNet-18"], "choose with --protocol imagewoof"),
+        (["--protocol", "imagewoof", "--epochs", "0"], "300 to 3000, by images a class"),
+        (["--protocol", "imagewoof", "--network", "ConvNet-6"], "at least 64 pixels, found 16"),
+    ],
+)
+def test_a_wrong_juror_is_refused_before_anything_is_started(ddchallenge, dogs, options, message):
+    """Status 2 and the choices, before the ten minutes of a run."""
+    data = ["--dataset", f"folder:{dogs}", "--submission", "real_subset"]
+    status, out, err = ddchallenge("run", "--track", "generative", *data, *options)
+    assert (status, out) == (2, "")
+    assert message in " ".join(err.split())
+
+
+def test_an_interrupted_score_names_the_juror(ddchallenge, dogs, tmp_path, monkeypatch):
+    """What to type again has protocol, network, epochs and folders."""
+    data = ["--dataset", f"folder:{dogs}"]
+    out = tmp_path / "o"
+    assert ddchallenge("sample", *data, "--max-images", "4", "--out", out)[0] == 0
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ddchallenge.pipeline.score", interrupt)
+    judge = ["--protocol", "imagewoof", "--network", "ResNet-18", "--epochs", "7"]
+    status, _, err = ddchallenge("score", out, *data, *judge)
+    assert status == 1
+    again = "--image-size 16 --protocol imagewoof --network ResNet-18 --epochs 7"
+    assert again in " ".join(err.split())

@@ -136,9 +136,11 @@ def check_epochs(protocol: ScoringProtocol, epochs: int) -> None:
     """Raise :class:`RequestError` unless ``epochs`` make at least one pass."""
     fewest = 0 if protocol.recipe == "eccv2024" else 1
     if epochs < fewest:
+        numbers = [epochs for _, epochs in protocol.epochs_by_images]
+        fixed = f"{protocol.epochs}"
         raise RequestError(
-            f"Expected {fewest} epochs or more, found {epochs}.\n"
-            f"The protocol {protocol.id!r} has {protocol.epochs}."
+            f"Expected {fewest} epochs or more, found {epochs}.\nThe protocol {protocol.id!r} has "
+            f"{f'{fixed} to {max(numbers)}, by images a class' if numbers else fixed}."
         )
 
 
