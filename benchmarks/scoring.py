@@ -92,7 +92,7 @@ def our_pass(
     spec: DatasetSpec, data: LabeledImages, device: str, numerics: str, seeds: int
 ) -> Callable[[], None]:
     """One pass of ours, of all seeds."""
-    recipe = recipe_of(PROTOCOL, MANY_EPOCHS)
+    recipe = recipe_of(PROTOCOL, MANY_EPOCHS, spec)
     train = DeviceImages(data, spec, torch.device(device))
     trainings = [
         Training(train, PROTOCOL, recipe, STEPPERS[numerics], seed=seed)  # type: ignore[index]

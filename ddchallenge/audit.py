@@ -139,7 +139,8 @@ def _content(data: LabeledImages, spec: DatasetSpec) -> list[Finding | None]:
             "multiplying by 255?"
         )
         found.append(Finding(level="error", code="dark", text=text))
-    elif pixels and 2 * grey > len(data) and len(set(spec.mean)) > 1:
+    # The statistics of class folders are ImageNet's, whatever colours are in them.
+    elif pixels and 2 * grey > len(data) and len(set(spec.mean)) > 1 and spec.folder is None:
         text = f"{_of(grey, len(data))} images are grey, and {spec.name} is in colour"
         found.append(Finding(level="warning", code="grey", text=text))
     return found

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ddchallenge.atomic import atomic_folder
 from ddchallenge.augment import PLANS
 from ddchallenge.datasets.normalise import normalise
-from ddchallenge.errors import BundleError, UnknownNameError
+from ddchallenge.errors import BundleError, RequestError, UnknownNameError
 from ddchallenge.jsonio import DocumentError, from_json, read_json, to_json, write_json
 from ddchallenge.records import (
     MANIFEST_SCHEMA,
@@ -129,7 +129,9 @@ def _write_tensors(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
 def read_bundle(folder: Path, spec: DatasetSpec | None = None) -> Bundle:
     """Reads and checks a bundle; ``spec`` is the dataset it must be for, else the one it names.
 
-    Raises :class:`BundleError` for anything that is missing, damaged, too large, or disagrees.
+    Raises :class:`BundleError` for anything that is missing, damaged, too large, or disagrees, and
+    :class:`RequestError` where it is whole but for another dataset than ``spec``, or for class
+    folders without a ``spec`` to say where they are.
     """
     if not folder.is_dir():
         raise BundleError(
@@ -185,7 +187,12 @@ def _dataset_of(manifest: Manifest, spec: DatasetSpec | None) -> DatasetSpec:
         except UnknownNameError as error:
             raise BundleError(str(error)) from None
     if manifest.dataset != spec.name:
-        raise BundleError(f"expected a bundle for {spec.name}, found one for {manifest.dataset}")
+        from ddchallenge.datasets.class_folders import why_not_the_same
+
+        raise RequestError(
+            f"Expected a bundle for {spec.name}, found one for {manifest.dataset}.\n"
+            f"{why_not_the_same(manifest.dataset, spec)}"
+        )
     return spec
 
 

@@ -139,8 +139,11 @@ def _required(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     return value
 
 
-_dataset = click.option(
-    "--dataset", callback=_required, metavar="D", help="digits, cifar100 or tinyimagenet."
+_image_size = click.option(
+    "--image-size",
+    type=click.IntRange(min=8, max=1024),
+    metavar="N",
+    help="Of folder:PATH: pixels a side.  [default: as all images are, else 224]",
 )
 _data_dir = click.option(
     "--data-dir",
@@ -162,6 +165,20 @@ def _together(*options: _Decorator) -> _Decorator:
 
     return apply
 
+
+_dataset = _together(
+    click.option(
+        "--dataset",
+        callback=_required,
+        metavar="D",
+        help="digits, cifar100, tinyimagenet, or folder:PATH with train/<class>/ and val/<class>/.",
+    ),
+    _image_size,
+)
+_dataset_of_bundle = _together(
+    click.option("--dataset", metavar="D", help="Where the class folders lie, as folder:PATH."),
+    _image_size,
+)
 
 _sampling = _together(
     click.option(
@@ -188,9 +205,15 @@ _sampling = _together(
 )
 _scoring = _together(
     click.option(
+        "--protocol", metavar="P", help="How to train: eccv2024 or imagewoof.  [default: eccv2024]"
+    ),
+    click.option(
+        "--network", metavar="N", help="Of imagewoof: ConvNet-6, ResNetAP-10 (default), ResNet-18."
+    ),
+    click.option(
         "--epochs",
         type=click.IntRange(min=0),
-        help="N makes N + 1 passes, as in the official script.  [default: 1000]",
+        help="eccv2024 makes one pass more, as the official script.  [default: the protocol's]",
     ),
     click.option("--seeds", type=_Seeds(), help="One network each.  [default: 0,1,2]"),
 )
@@ -231,6 +254,7 @@ def commands() -> None:
 def run(
     track: str,
     dataset: str,
+    image_size: int | None,
     submission: str | None,
     budget: float | None,
     max_images: int | None,
@@ -238,6 +262,8 @@ def run(
     seed: int,
     images: Path | None,
     labels: Path | None,
+    protocol: str | None,
+    network: str | None,
     epochs: int | None,
     seeds: tuple[int, ...] | None,
     device: str,
@@ -247,13 +273,13 @@ def run(
     as_json: bool,
 ) -> None:
     """Go all the way: from a generator, or a tensor file, to a scored result."""
-    from ddchallenge.datasets import get_dataset
     from ddchallenge.leaderboard import check_recordable, record_path
     from ddchallenge.rules import get_rules
 
-    rules, spec = get_rules(track), get_dataset(dataset)
-    judge = _Judge.of(epochs, seeds, device)
     console = _console()
+    rules, spec = get_rules(track), _open_dataset(console, dataset, image_size)
+    judge = _Judge.of(protocol, network, epochs, seeds, device)
+    judge.check_size(spec)
     order = recorded = None
     if rules.track == "generative":
         _refuse(track, {"--images": images, "--labels": labels})
@@ -286,7 +312,7 @@ def run(
     else:
         bundle = _sample(console, order, data_dir, out)
     findings = _show_audit(console, bundle, spec, test)
-    result = _score(console, bundle, test, judge, data_dir, findings)
+    result = _score(console, bundle, test, judge.settled(bundle, spec), data_dir, findings)
     _finish(console, result, out, recorded, as_json)
     _end_as_the_generator_did(bundle, out)
 
@@ -300,6 +326,7 @@ def run(
 @_json
 def sample(
     dataset: str,
+    image_size: int | None,
     submission: str | None,
     budget: float | None,
     max_images: int | None,
@@ -311,12 +338,12 @@ def sample(
     as_json: bool,
 ) -> None:
     """Run a generator under its budget, to a bundle: half of `run`."""
-    from ddchallenge.datasets import get_dataset
     from ddchallenge.jsonio import to_json
     from ddchallenge.rules import get_rules
     from ddchallenge.scoring import resolve_device
 
-    spec = get_dataset(dataset)
+    console = _console()
+    spec = _open_dataset(console, dataset, image_size)
     order = _order(
         get_rules("generative"),
         spec,
@@ -328,7 +355,6 @@ def sample(
         resolve_device(device),
     )
     out = _free_folder(out, spec, order.submission.name)
-    console = _console()
     bundle = _sample(console, order, data_dir, out)
     _show_audit(console, bundle, spec)
     if as_json:
@@ -338,6 +364,7 @@ def sample(
 
 @commands.command()
 @click.argument("bundle", type=_PATH)
+@_dataset_of_bundle
 @_scoring
 @_device
 @_data_dir
@@ -346,6 +373,10 @@ def sample(
 @_json
 def score(
     bundle: Path,
+    dataset: str | None,
+    image_size: int | None,
+    protocol: str | None,
+    network: str | None,
     epochs: int | None,
     seeds: tuple[int, ...] | None,
     device: str,
@@ -359,12 +390,11 @@ def score(
     BUNDLE is a bundle, or a folder with one called `bundle` in it. result.json is written into
     --out, else into that folder.
     """
-    from ddchallenge.datasets import get_dataset
-
-    judge = _Judge.of(epochs, seeds, device)
+    judge = _Judge.of(protocol, network, epochs, seeds, device)
     console = _console()
-    opened = _open_bundle(console, bundle)
-    spec = get_dataset(opened.manifest.dataset)
+    opened, spec = _open_bundle(console, bundle, dataset, image_size)
+    judge.check_size(spec)
+    judge = judge.settled(opened, spec)
     if out is None:
         # `run` has its bundle in a folder of that name, beside the result.
         out = opened.folder.parent if opened.folder.name == "bundle" else opened.folder
@@ -387,15 +417,20 @@ def score(
 @click.option("--out", type=_PATH, required=True, help="The bundle to write; must not exist.")
 @_json
 def import_command(
-    file: Path, dataset: str, labels: Path | None, track: str, out: Path, as_json: bool
+    file: Path,
+    dataset: str,
+    image_size: int | None,
+    labels: Path | None,
+    track: str,
+    out: Path,
+    as_json: bool,
 ) -> None:
     """Make a bundle of an official tensor file, FILE.pt."""
-    from ddchallenge.datasets import get_dataset
     from ddchallenge.jsonio import to_json
     from ddchallenge.rules import get_rules
 
-    spec = get_dataset(dataset)
     console = _console()
+    spec = _open_dataset(console, dataset, image_size)
     bundle = _import(console, file, labels, spec, get_rules(track).track, out)
     _show_audit(console, bundle, spec)
     if as_json:
@@ -404,20 +439,22 @@ def import_command(
 
 @commands.command("export")
 @click.argument("bundle", type=_PATH)
+@_dataset_of_bundle
 @click.option("--out", type=_PATH, required=True, help="Folder for the official {dataset}.pt.")
 @_json
-def export_command(bundle: Path, out: Path, as_json: bool) -> None:
+def export_command(
+    bundle: Path, dataset: str | None, image_size: int | None, out: Path, as_json: bool
+) -> None:
     """Write a bundle as the official tensor file.
 
     Normalised, class-major, with an equal number of images a class: what the official evaluator
     reads.
     """
-    from ddchallenge.datasets import get_dataset
     from ddchallenge.official import export_official
 
     console = _console()
-    opened = _open_bundle(console, bundle)
-    exported = export_official(opened, get_dataset(opened.manifest.dataset), out)
+    opened, spec = _open_bundle(console, bundle, dataset, image_size)
+    exported = export_official(opened, spec, out)
     if as_json:
         _print_json(
             {
@@ -509,8 +546,9 @@ def leaderboard(
             raise RequestError(f"--results {folder} is not a folder.")
     board = collect((row.submission for row in list_submissions() if row.submission), folders)
     if dataset is not None:
-        wanted = get_dataset(dataset).name
-        rows = tuple(row for row in board.rows if row.result.dataset == wanted)
+        rows = tuple(row for row in board.rows if row.result.dataset == dataset)
+        if not rows:
+            get_dataset(dataset)  # which says what is wrong with the name
         board = Leaderboard(rows, board.problems)
     console = _console()
     for problem in board.problems:
@@ -561,14 +599,14 @@ def data_list(data_dir: Path | None, as_json: bool) -> None:
 @_json
 def data_fetch(name: str, data_dir: Path | None, as_json: bool) -> None:
     """Download NAME, check it, and unpack it."""
-    from ddchallenge.datasets import fetch, get_dataset
+    from ddchallenge.datasets import fetch, open_dataset
     from ddchallenge.jsonio import to_json
     from ddchallenge.report.live import counting
 
     console = _console()
     with counting(console, name, "bytes") as display:
         fetched = fetch(
-            get_dataset(name), data_dir, lambda p: display(p.done, p.total, what=p.activity)
+            open_dataset(name), data_dir, lambda p: display(p.done, p.total, what=p.activity)
         )
     if as_json:
         _print_json(to_json(fetched))
@@ -578,16 +616,19 @@ def data_fetch(name: str, data_dir: Path | None, as_json: bool) -> None:
 
 @data.command("verify")
 @click.argument("name")
+@_image_size
 @_data_dir
 @_json
-def data_verify(name: str, data_dir: Path | None, as_json: bool) -> None:
-    """Check NAME to the last image."""
-    from ddchallenge.datasets import get_dataset, verify
+def data_verify(name: str, image_size: int | None, data_dir: Path | None, as_json: bool) -> None:
+    """Check NAME, also folder:PATH, to the last image."""
+    from ddchallenge.datasets import verify
     from ddchallenge.jsonio import to_json
     from ddchallenge.report.live import counting
 
-    with counting(_console(), name, "images") as display:
-        verified = verify(get_dataset(name), data_dir, lambda d, t: display(d, t, what="checking"))
+    console = _console()
+    spec = _open_dataset(console, name, image_size)
+    with counting(console, spec.name, "images") as display:
+        verified = verify(spec, data_dir, lambda d, t: display(d, t, what="checking"))
     if as_json:
         _print_json(to_json(verified))
     else:
@@ -598,38 +639,78 @@ def data_verify(name: str, data_dir: Path | None, as_json: bool) -> None:
 
 
 class _Judge:
-    """How to score, settled before anything is started."""
+    """How to score, settled before anything is started; but for epochs that go by the images."""
 
     def __init__(
-        self, protocol: ScoringProtocol, epochs: int, seeds: tuple[int, ...], device: str
+        self,
+        name: str,
+        protocol: ScoringProtocol,
+        epochs: int | None,
+        seeds: tuple[int, ...],
+        device: str,
     ) -> None:
-        from ddchallenge.marks import is_official
-
+        self._name = name
         self.protocol = protocol
-        self.epochs = epochs
         self.seeds = seeds
         self.device = device
-        self.official = is_official(protocol, epochs, seeds)
+        self._asked = epochs
+
+    @property
+    def epochs(self) -> int:
+        """As asked for, or the protocol's."""
+        return self.protocol.epochs if self._asked is None else self._asked
+
+    @property
+    def official(self) -> bool:
+        """Whether it is the whole protocol, as far as is known."""
+        from ddchallenge.marks import is_official
+
+        open_end = self.protocol.epochs_by_images and self._asked is not None
+        return not open_end and is_official(self.protocol, self.epochs, self.seeds)
+
+    def check_size(self, spec: DatasetSpec) -> None:
+        """Raise :class:`RequestError` where the network cannot take images of this dataset."""
+        from ddchallenge.scoring.networks import check_network
+
+        check_network(self.protocol.network, image_size=spec.image_size)
+
+    def settled(self, bundle: Bundle, spec: DatasetSpec) -> _Judge:
+        """The judge of this bundle."""
+        protocol = self.protocol.for_images(len(bundle.data), spec.num_classes)
+        return _Judge(self._name, protocol, self._asked, self.seeds, self.device)
 
     def options(self) -> str:
         """What of it has to be said on a command line."""
+        from ddchallenge.rules import DEFAULT_PROTOCOL
+
         said = ""
-        if self.epochs != self.protocol.epochs:
-            said += f" --epochs {self.epochs}"
+        if self._name != DEFAULT_PROTOCOL:
+            said += f" --protocol {self._name} --network {self.protocol.network}"
+        if self._asked not in (None, self.protocol.epochs):
+            said += f" --epochs {self._asked}"
         if self.seeds != self.protocol.seeds:
             said += f" --seeds {','.join(map(str, self.seeds))}"
         return said
 
     @classmethod
-    def of(cls, epochs: int | None, seeds: tuple[int, ...] | None, device: str) -> _Judge:
-        from ddchallenge.rules import DEFAULT_PROTOCOL, PROTOCOLS
-        from ddchallenge.scoring import check_seeds, resolve_device
+    def of(
+        cls,
+        protocol: str | None,
+        network: str | None,
+        epochs: int | None,
+        seeds: tuple[int, ...] | None,
+        device: str,
+    ) -> _Judge:
+        from ddchallenge.rules import DEFAULT_PROTOCOL, get_protocol
+        from ddchallenge.scoring import check_epochs, check_seeds, resolve_device
 
-        protocol = PROTOCOLS[DEFAULT_PROTOCOL]
-        seeds = protocol.seeds if seeds is None else seeds
+        name = protocol or DEFAULT_PROTOCOL
+        chosen = get_protocol(name, network)
+        seeds = chosen.seeds if seeds is None else seeds
         check_seeds(seeds)
-        epochs = protocol.epochs if epochs is None else epochs
-        return cls(protocol, epochs, seeds, resolve_device(device))
+        if epochs is not None:
+            check_epochs(chosen, epochs)
+        return cls(name, chosen, epochs, seeds, resolve_device(device))
 
 
 def _order(
@@ -647,7 +728,7 @@ def _order(
     from ddchallenge.sampling.supervisor import SamplingOrder
 
     chosen = find_submission(submission or DEFAULT_SUBMISSION)
-    require_dataset(chosen, spec.name)
+    require_dataset(chosen, spec)
     plan = get_plan(augment or chosen.augmentation)
     limit = "--max-images", max_images
     if max_images is None:
@@ -795,12 +876,29 @@ def _import(
     return bundle
 
 
-def _open_bundle(console: Console, path: Path) -> Bundle:
+def _open_dataset(console: Console, dataset: str, image_size: int | None) -> DatasetSpec:
+    from ddchallenge.datasets import open_dataset
+
+    with _waiting(console, f"Looking at {dataset}"):
+        return open_dataset(dataset, image_size)
+
+
+def _open_bundle(
+    console: Console, path: Path, dataset: str | None, image_size: int | None
+) -> tuple[Bundle, DatasetSpec]:
+    """A bundle and its dataset: that of the manifest, or the class folders it was made for."""
     from ddchallenge.bundle import read_bundle
+    from ddchallenge.datasets import get_dataset
 
     folder = path / "bundle" if (path / "bundle" / "manifest.json").is_file() else path
+    if dataset is None and image_size is not None:
+        raise RequestError(
+            "--image-size goes with --dataset folder:PATH; add it or leave both out."
+        )
+    spec = None if dataset is None else _open_dataset(console, dataset, image_size)
     with _waiting(console, "Checking the bundle"):
-        return read_bundle(folder)
+        bundle = read_bundle(folder, spec)
+    return bundle, spec or get_dataset(bundle.manifest.dataset)
 
 
 def _test_images(console: Console, spec: DatasetSpec, data_dir: Path | None) -> DatasetSplit:
@@ -818,6 +916,7 @@ def _score(
     data_dir: Path | None,
     findings: tuple[Finding, ...],
 ) -> Result:
+    from ddchallenge.datasets import dataset_options
     from ddchallenge.pipeline import score_bundle
     from ddchallenge.report.live import ScoringDisplay
 
@@ -834,7 +933,10 @@ def _score(
                 on_progress=display,
             )
     except KeyboardInterrupt:
-        again = f"ddchallenge score {bundle.folder}{judge.options()}{_data_option(data_dir)}"
+        again = (
+            f"ddchallenge score {bundle.folder}{dataset_options(test.spec)}{judge.options()}"
+            f"{_data_option(data_dir)}"
+        )
         raise RunError(f"Interrupted; the bundle is kept. To score it:\n  {again}") from None
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 from ddchallenge.datasets import DATASETS
 from ddchallenge.errors import RequestError, SubmissionError, UnknownNameError
 from ddchallenge.records import (
+    DatasetSpec,
     GenerationTask,
     OptionValue,
     SubmissionIdentity,
@@ -49,6 +50,8 @@ __all__ = [
 
 DEFAULT_SUBMISSION: Final = "gaussian"
 ENTRY_POINT_GROUP: Final = "ddchallenge.submissions"
+# Among the datasets of a submission: whatever --dataset folder:PATH may hold.
+CLASS_FOLDERS: Final = "folder"
 CONFIG_NAME: Final = "submission.toml"
 MAX_CONFIG_BYTES: Final = 32 * 1024  # with two paths it fits into a pipe at once
 # What Python, git and file browsers leave in a folder.
@@ -156,8 +159,9 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 def _datasets(value: Any) -> tuple[str, ...]:
     names = _texts(value) if isinstance(value, list) and value else ()
-    if not names or not set(names) <= set(DATASETS) or len(set(names)) != len(names):
-        raise ValueError(f"a list of different names out of {', '.join(DATASETS)}")
+    choices = (*DATASETS, CLASS_FOLDERS)
+    if not names or not set(names) <= set(choices) or len(set(names)) != len(names):
+        raise ValueError(f"a list of different names out of {', '.join(choices)}")
     return names
 
 
@@ -386,10 +390,12 @@ def find_submission(reference: str) -> Submission:
     return _named(reference, folders[0])
 
 
-def require_dataset(submission: Submission, dataset: str) -> None:
+def require_dataset(submission: Submission, spec: DatasetSpec) -> None:
     """Raise :class:`RequestError` unless the submission is made for the dataset."""
-    if dataset not in submission.datasets:
+    kind = spec.name if spec.folder is None else CLASS_FOLDERS
+    if kind not in submission.datasets:
+        wanted = spec.name if spec.folder is None else "class folders"
         raise RequestError(
-            f"{submission.name} is made for {', '.join(submission.datasets)}, not for {dataset}.\n"
+            f"{submission.name} is made for {', '.join(submission.datasets)}, not for {wanted}.\n"
             "Choose another --submission or --dataset (see `ddchallenge submissions`)."
         )

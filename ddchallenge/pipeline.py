@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ddchallenge.audit import Finding
 from ddchallenge.bundle import write_bundle
+from ddchallenge.datasets import dataset_options
 from ddchallenge.errors import DDChallengeError, RequestError, RunError, StorageError
 from ddchallenge.interrupts import noticed
 from ddchallenge.marks import UNOFFICIAL
@@ -60,7 +61,7 @@ def sample_bundle(
     if notice.requested:
         raise RunError(
             f"Interrupted; the {len(sampled.data):,} images that came are kept.\n"
-            f"`ddchallenge score {out}` scores them."
+            f"`ddchallenge score {out}{dataset_options(order.dataset)}` scores them."
         )
     return bundle
 

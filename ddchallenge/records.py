@@ -6,7 +6,7 @@ Imports nothing heavy: numpy is loaded when a :class:`LabeledImages` is made.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
@@ -85,12 +85,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSpec:
-    """What the challenge fixes about a dataset.
+    """What is fixed about a dataset, by the challenge or by whoever arranged its folders.
 
     ``class_ids[label]`` is the folder name of a class (a WordNet id in Tiny ImageNet), in the
     challenge's order; ``class_names[label]`` is what a person calls it. ``mean`` and ``std`` are
     of pixels scaled to 0..1, one per channel. ``image_size`` is the side in pixels.
-    ``training_images_per_class`` is the official number.
+    ``training_images_per_class`` is the official number; ``folder`` is where class folders lie,
+    None for the datasets that are known by name. It goes into no file.
     """
 
     name: str
@@ -102,6 +103,7 @@ class DatasetSpec:
     training_images_per_class: int
     test_images: int
     sources: tuple[Source, ...] = ()
+    folder: Path | None = None
 
     @property
     def num_classes(self) -> int:
@@ -197,9 +199,13 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringProtocol:
-    """One way of training and testing. ``epochs`` is the ``Epoch`` of the official script, whose
-    loop makes one pass more and drops the learning rate after the epoch of index
-    ``epochs // 2 + 1``."""
+    """One way of training and testing.
+
+    ``recipe`` names the training; see :mod:`ddchallenge.scoring.recipes` for what it makes of
+    ``epochs`` and of the two learning rates. ``networks`` are those a score may be made with, the
+    one in ``network`` among them; empty for that one alone. ``epochs_by_images`` are pairs of a
+    number of images a class and the epochs for as many or fewer, ascending; ``epochs`` is for
+    more. :func:`ddchallenge.rules.get_protocol` settles the one, :meth:`for_images` the other."""
 
     id: str
     network: str
@@ -210,6 +216,21 @@ class ScoringProtocol:
     learning_rate_after_drop: float
     momentum: float
     weight_decay: float
+    recipe: Literal["eccv2024", "imagewoof"] = "eccv2024"
+    networks: tuple[str, ...] = ()
+    epochs_by_images: tuple[tuple[int, int], ...] = ()
+
+    def for_images(self, images: int, classes: int) -> ScoringProtocol:
+        """The protocol for that many training images in all: ``epochs`` is the number it has then.
+
+        Images a class are counted on average and rounded down, so that a class more or less in
+        the last round makes no difference.
+        """
+        each = images // classes
+        for most, epochs in self.epochs_by_images:
+            if each <= most:
+                return replace(self, epochs=epochs, epochs_by_images=())
+        return replace(self, epochs_by_images=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,8 @@
 """The audit finds what was planted, and nothing where nothing is."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -122,3 +125,12 @@ def test_floats_made_uint8_without_scaling_are_an_error():
     assert found(images)["dark"][0] == "error"
     images[0, 0, 0, 0] = 2
     assert "dark" not in found(images)
+
+
+def test_class_folders_may_be_grey():
+    """Whether class folders are in colour nobody has said, so grey ones are no mistake."""
+    images = noise(30)
+    images[:, 1:] = images[:, :1]
+    data = LabeledImages(images, np.arange(30) % 3)
+    assert audit(data, SPEC)
+    assert audit(data, replace(SPEC, folder=Path("anywhere"))) == ()

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from ddchallenge.bundle import read_bundle, tensor_digest, write_bundle
 from ddchallenge.datasets.normalise import normalise
-from ddchallenge.errors import BundleError, OutputError, StorageError
+from ddchallenge.errors import BundleError, OutputError, RequestError, StorageError
 from ddchallenge.records import (
     BatchRecord,
     DatasetSpec,
@@ -219,7 +219,6 @@ def test_a_manifest_that_disagrees_is_not_written(tmp_path):
         ({"images_per_class": [2, 2]}, "says 2 to 2 images a class, the labels say 2 to 3"),
         ({"normalisation": "official"}, "uint8 images with normalisation 'official'"),
         ({"digest": "0" * 64}, "digest '0000000000000000'... is not that of the tensors"),
-        ({"dataset": "cifar100"}, "expected a bundle for shapes, found one for cifar100"),
         ({"schema": 2}, "manifest is of schema 2, this version reads 1"),
         ({"schema": True}, "schema: expected a whole number, found true"),
         ({"ranked": ...}, "manifest.json: ranked is missing"),
@@ -232,6 +231,15 @@ def test_a_manifest_that_disagrees_is_refused(bundle, changes, message):
     edit(bundle, **changes)
     with pytest.raises(BundleError, match=message):
         read_bundle(bundle.folder, SPEC)
+
+
+def test_a_bundle_for_another_dataset_is_not_called_damaged(bundle):
+    """It is whole, so the request is at fault: what was expected, found, and to be done."""
+    edit(bundle, dataset="cifar100")
+    with pytest.raises(RequestError, match="for shapes, found one for cifar100") as caught:
+        read_bundle(bundle.folder, SPEC)
+    assert not isinstance(caught.value, BundleError)
+    assert "damaged" not in str(caught.value)
 
 
 def test_the_path_of_a_wrong_value_is_named(bundle):

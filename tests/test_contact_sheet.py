@@ -144,3 +144,21 @@ def test_two_hundred_classes_fit_a_screen_and_eight_megabytes(tmp_path):
     assert sheet.height < 1.2 * sheet.width
     sheet.save(tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size < 8_000_000
+
+
+def test_large_images_of_many_classes_are_shown_smaller():
+    """A hundred classes of 224 px: four columns of 75 px, each pixel the mean of nine (the last
+    of six), so that the sheet stays within its size; ten classes keep their 224 px."""
+    numbers = np.random.default_rng(0)
+    images = numbers.integers(0, 200, (100, 3, 224, 224), dtype=np.uint8)
+    images[:, 2] = 255
+    data = LabeledImages(images, np.arange(100))
+    sheet = np.asarray(contact_sheet(data, spec(100, 224)))
+    top, left = np.argwhere((sheet[..., 2] == 255) & (sheet[..., 0] < 200)).min(axis=0)
+    shown = sheet[top : top + 75, left : left + 75]
+    mean = images[0, :, :222, :222].reshape(3, 74, 3, 74, 3).mean(axis=(2, 4)).transpose(1, 2, 0)
+    assert np.abs(shown[:74, :74] - mean).max() < 1
+    assert (shown[:, :, 2] == 255).all()
+    assert sheet.shape[0] * sheet.shape[1] < 9_000_000
+    few = patches(contact_sheet(coloured(10, 6, 224), spec(10, 224)))
+    assert {place[2:] for place in few.values()} == {(224, 224)}

@@ -68,7 +68,7 @@ def test_unknown_dataset_lists_the_choices():
     """A misspelt name is answered with the close one and with all there are."""
     with pytest.raises(UnknownNameError, match="'cifar100'") as caught:
         datasets.get_dataset("cifar10")
-    assert "cifar100, digits, tinyimagenet" in str(caught.value)
+    assert "cifar100, digits, folder:PATH, tinyimagenet" in str(caught.value)
 
 
 def test_specs_agree_with_the_official_protocol():

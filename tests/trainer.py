@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 def training_of(data, spec, protocol, *, epochs, seed, stepper=ExactStepper):
     """A training at its beginning."""
-    recipe = recipe_of(protocol, epochs)
+    recipe = recipe_of(protocol, epochs, spec)
     return Training(DeviceImages(data, spec, CPU), protocol, recipe, stepper, seed=seed)
 
 

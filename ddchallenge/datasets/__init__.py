@@ -1,9 +1,10 @@
-"""The three datasets: what they are, where they lie, how they are loaded, fetched and verified.
+"""The datasets: what they are, where they lie, how they are loaded, fetched and verified.
 
 ================  ==========================================================================
 ``digits``        1797 scans of handwritten digits, inside scikit-learn: needs no download
 ``cifar100``      Krizhevsky 2009: official python archive, unpacked or not; or class folders
 ``tinyimagenet``  Stanford CS231n: official layout, as a folder or as the official zip
+``folder:PATH``   any images in folders ``train/<class>`` and ``val/<class>`` of any size
 ================  ==========================================================================
 
 Every split is decoded once into ``images.npy`` and ``labels.npy`` in a cache folder, class by
@@ -14,12 +15,13 @@ digest everywhere.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from ddchallenge.errors import UnknownNameError
+from ddchallenge.errors import RequestError, UnknownNameError
 from ddchallenge.records import DatasetSpec, DatasetSplit, Source
 
 if TYPE_CHECKING:
@@ -34,13 +36,16 @@ __all__ = [
     "availability",
     "cache_folder",
     "data_folder",
+    "dataset_options",
     "fetch",
     "get_dataset",
     "load_split",
+    "open_dataset",
     "verify",
 ]
 
 _CLASSES = Path(__file__).parent / "classes"
+_CLASS_FOLDERS: Final = "folder:"
 
 
 def _lines(name: str) -> tuple[str, ...]:
@@ -108,11 +113,56 @@ DATASETS: Final[Mapping[str, DatasetSpec]] = MappingProxyType(
 
 
 def get_dataset(name: str) -> DatasetSpec:
-    """The dataset of that name; raises :class:`UnknownNameError` with the choices."""
+    """The dataset of that name.
+
+    Raises :class:`UnknownNameError` with the choices, and :class:`RequestError` for the name of
+    class folders, which does not say where they are.
+    """
+    from ddchallenge.datasets.class_folders import is_class_folders_name
+
+    if is_class_folders_name(name):
+        raise RequestError(
+            f"{name} is a dataset of class folders; say where they are.\n"
+            "Add --dataset folder:PATH, and --image-size if it was given before."
+        )
     try:
         return DATASETS[name]
     except KeyError:
-        raise UnknownNameError("dataset", name, DATASETS) from None
+        raise UnknownNameError("dataset", name, [*DATASETS, f"{_CLASS_FOLDERS}PATH"]) from None
+
+
+def open_dataset(reference: str, image_size: int | None = None) -> DatasetSpec:
+    """The dataset of that name, or the class folders that ``folder:PATH`` refers to.
+
+    ``image_size`` is the side in pixels the images of class folders are brought to; None for the
+    side they all have, else 224.
+
+    Raises :class:`UnknownNameError` with the choices, :class:`MissingDataError` where class folders
+    are not there, :class:`DataError` where they make no dataset, and :class:`RequestError` for an
+    ``image_size`` of a dataset that has its own.
+    """
+    if not reference.startswith(_CLASS_FOLDERS):
+        spec = get_dataset(reference)
+        if image_size not in (None, spec.image_size):
+            raise RequestError(
+                f"The images of {spec.name} have {spec.image_size} pixels, not {image_size}.\n"
+                "--image-size is for class folders, --dataset folder:PATH."
+            )
+        return spec
+    path = reference.removeprefix(_CLASS_FOLDERS)
+    if not path:
+        raise RequestError(f"Expected a path after {_CLASS_FOLDERS}, found none.")
+    from ddchallenge.datasets.class_folders import open_class_folders
+
+    return open_class_folders(Path(path), image_size)
+
+
+def dataset_options(spec: DatasetSpec) -> str:
+    """What a command needs to find the dataset of a bundle again: nothing, or its folder."""
+    if spec.folder is None:
+        return ""
+    reference = shlex.quote(f"{_CLASS_FOLDERS}{spec.folder}")
+    return f" --dataset {reference} --image-size {spec.image_size}"
 
 
 def data_folder(data_dir: Path | None = None) -> Path:

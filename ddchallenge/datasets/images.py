@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ddchallenge.datasets.files import read_bounded, reading
 from ddchallenge.datasets.reader import DecodedSplit, Split
@@ -17,27 +18,38 @@ from ddchallenge.records import DatasetSpec
 
 if TYPE_CHECKING:
     import numpy as np
+    import PIL.Image
     from numpy.typing import NDArray
 
     from ddchallenge.records import LabelArray
 
 __all__ = [
     "MAX_IMAGE_BYTES",
+    "SUFFIXES",
     "ImageFile",
     "ImageFolder",
+    "check_link",
     "decode_images",
     "is_image",
     "labels_of",
     "list_class_folders",
     "list_images",
+    "some",
+    "uniform_side",
 ]
 
 MAX_IMAGE_BYTES = 1 << 20
 """No file of a 64-pixel image comes near this; what does is not read into memory."""
 
-_SUFFIXES = (".png", ".jpg", ".jpeg")
-# 1024 images of 64 pixels are 12 MB.
-_CHUNK = 1024
+SUFFIXES: Final = (".png", ".jpg", ".jpeg")
+
+# Photographs as cameras make them.
+_MAX_PHOTO_BYTES: Final = 64 << 20
+_MAX_PHOTO_PIXELS: Final = 80_000_000
+# 1024 images of 64 pixels are 12 MB; larger ones come in smaller chunks.
+_CHUNK: Final = 1024
+_CHUNK_BYTES: Final = 32 << 20
+_FORMATS: Final = ("PNG", "JPEG")
 # Those that become RGB without a choice: an alpha channel or 16 bits would need one.
 _MODES = {"1", "L", "P", "RGB", "CMYK"}
 
@@ -56,7 +68,8 @@ class ImageFile:
 class ImageFolder:
     """A folder of image files: a :class:`~ddchallenge.datasets.reader.Reader`.
 
-    ``list_files`` lists the files of a split in the order of the labels.
+    ``list_files`` lists the files of a split in the order of the labels. Images of ``any_size``
+    are resized and cropped to that of the dataset, others must have it.
     """
 
     spec: DatasetSpec
@@ -64,6 +77,7 @@ class ImageFolder:
     form: str
     list_files: Callable[[DatasetSpec, Path, Split], list[ImageFile]]
     check: str = "names, numbers and sizes of the images"
+    any_size: bool = False
 
     def stamps(self, split: Split) -> list[str]:
         """Name, size in bytes and time of change of every image."""
@@ -80,13 +94,15 @@ class ImageFolder:
         """Decode every image file."""
         files = self.list_files(self.spec, self.path, split)
         names = [file.name for file in files]
+        limit = _MAX_PHOTO_BYTES if self.any_size else MAX_IMAGE_BYTES
         return DecodedSplit(
             labels_of(files),
             decode_images(
                 names,
-                lambda name: read_bounded(self.path / name, MAX_IMAGE_BYTES),
+                lambda name: read_bounded(self.path / name, limit),
                 self.path,
                 self.spec.image_size,
+                any_size=self.any_size,
             ),
         )
 
@@ -100,21 +116,57 @@ def labels_of(files: Sequence[ImageFile]) -> LabelArray:
 
 def is_image(name: str) -> bool:
     """Whether a file name is that of an image; hidden files never are."""
-    return name.lower().endswith(_SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
-def list_images(root: Path, folder: str, label: int) -> list[ImageFile]:
-    """The images lying directly in ``root/folder``, by name; raises :class:`DataError`."""
+def list_images(
+    root: Path, folder: str, label: int, *, within: Path | None = None
+) -> list[ImageFile]:
+    """The images lying directly in ``root/folder``, by name.
+
+    Raises :class:`DataError`, also for a link that leads out of ``within``, if that is given.
+    """
     found = []
     with reading(root / folder), os.scandir(root / folder) as entries:
         for entry in entries:
             if is_image(entry.name):
+                if within is not None and entry.is_symlink():
+                    check_link(Path(entry.path), within)
                 status = entry.stat()
                 found.append(
                     ImageFile(f"{folder}/{entry.name}", label, status.st_size, status.st_mtime_ns)
                 )
     found.sort(key=lambda file: file.name)
     return found
+
+
+def check_link(path: Path, within: Path) -> None:
+    """Raise :class:`DataError` where ``path`` is or goes through a link out of ``within``."""
+    with reading(path):
+        # Path.resolve answers a link in a circle with another error in each version of Python.
+        target, inside = (Path(os.path.realpath(p, strict=True)) for p in (path, within))
+    if not target.is_relative_to(inside):
+        raise DataError(
+            f"{path} is a link out of {within}, to {target}.\n"
+            "Put the files themselves there, so that the data set is one folder."
+        )
+
+
+def uniform_side(names: Sequence[str], root: Path) -> int | None:
+    """The side of the images ``root/name``, if all are squares of one size; else None.
+
+    Reads headers only. Raises :class:`DataError` naming a file that is no image.
+    """
+    from PIL import Image
+
+    side = None
+    for name in names:
+        with _image_errors(f"{root}/{name}"), Image.open(root / name, formats=_FORMATS) as image:
+            width, height = image.size
+        if width != height or side not in (None, width):
+            return None
+        side = width
+    return side
 
 
 def list_class_folders(
@@ -134,10 +186,10 @@ def list_class_folders(
     if missing:
         raise DataError(
             f"{folder} must have one folder for each of the {spec.num_classes} classes of "
-            f"{spec.name}; {_some(missing)} missing."
+            f"{spec.name}; {some(missing)} missing."
         )
     if unknown:
-        raise DataError(f"{folder}: no class of {spec.name} is called {_some(unknown)}.")
+        raise DataError(f"{folder}: no class of {spec.name} is called {some(unknown)}.")
     return [
         file
         for label, name in enumerate(spec.class_ids)
@@ -145,48 +197,87 @@ def list_class_folders(
     ]
 
 
-def _some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first three of several names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(repr, names[:3])) + more
 
 
 def decode_images(
-    names: Sequence[str], read: Callable[[str], bytes], root: Path, side: int
+    names: Sequence[str],
+    read: Callable[[str], bytes],
+    root: Path,
+    side: int,
+    *,
+    any_size: bool = False,
 ) -> Iterator[NDArray[np.uint8]]:
     """Decode the files ``read`` gives, in order, as chunks of uint8 n×3×side×side.
 
-    Raises :class:`DataError` naming the file that is no PNG or JPEG image of that size.
+    Images of ``any_size`` are resized and cropped; see :func:`_middle_square`. Raises
+    :class:`DataError` naming the file that is no PNG or JPEG image of the size.
     """
     import numpy as np
 
     def decode(name: str, out: NDArray[np.uint8]) -> None:
-        out[:] = _decode(read(name), f"{root}/{name}", side)
+        out[:] = _decode(read(name), f"{root}/{name}", side, any_size=any_size)
 
+    step = max(1, min(_CHUNK, _CHUNK_BYTES // (3 * side * side)))
     # Pillow lets go of the interpreter lock while it decodes.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(names), _CHUNK):
-            part = names[start : start + _CHUNK]
+        for start in range(0, len(names), step):
+            part = names[start : start + step]
             chunk = np.empty((len(part), 3, side, side), dtype=np.uint8)
             for _ in pool.map(decode, part, chunk):
                 pass
             yield chunk
 
 
-def _decode(content: bytes, where: str, side: int) -> NDArray[np.uint8]:
+def _decode(content: bytes, where: str, side: int, *, any_size: bool) -> NDArray[np.uint8]:
     """One image as uint8 3×side×side."""
     import numpy as np
     from PIL import Image
 
-    try:
-        with Image.open(BytesIO(content), formats=("PNG", "JPEG")) as image:
-            # The header says these; nothing is decoded yet.
-            size, mode, transparent = image.size, image.mode, "transparency" in image.info
-            if size == (side, side) and mode in _MODES and not transparent:
-                return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    # A stranger's bytes in a stranger's decoder: whatever it raises, the file is at fault.
-    except Exception as error:
-        raise DataError(f"{where} is not a whole PNG or JPEG image: {error}.") from error
+    with _image_errors(where), Image.open(BytesIO(content), formats=_FORMATS) as image:
+        # The header says these; nothing is decoded yet.
+        size, mode, transparent = image.size, image.mode, "transparency" in image.info
+        fits = _is_photo(size, side) if any_size else size == (side, side)
+        if fits and mode in _MODES and not transparent:
+            square = _middle_square(image.convert("RGB"), side)
+            return np.asarray(square).transpose(2, 0, 1)
+    expected = f"up to {_MAX_PHOTO_PIXELS:,}" if any_size else f"{side}×{side}"
     raise DataError(
-        f"{where}: expected {side}×{side} pixels, grey or RGB, "
+        f"{where}: expected {expected} pixels, grey or RGB, "
         f"found {size[0]}×{size[1]} of mode {mode}{' with transparency' if transparent else ''}."
     )
+
+
+def _is_photo(size: tuple[int, int], side: int) -> bool:
+    """Whether neither the image nor what it is resized to is larger than any photograph."""
+    short, long = sorted(size)
+    return short * long <= _MAX_PHOTO_PIXELS and side * side * long <= _MAX_PHOTO_PIXELS * short
+
+
+def _middle_square(image: PIL.Image.Image, side: int) -> PIL.Image.Image:
+    """The shorter side resized to ``side``, and the middle of the longer one.
+
+    Sizes and offsets are rounded as torchvision's Resize and CenterCrop do.
+    """
+    from PIL import Image
+
+    if image.size == (side, side):
+        return image
+    short, long = sorted(image.size)
+    longer = int(side * long / short)
+    wide = image.width > image.height
+    image = image.resize((longer, side) if wide else (side, longer), Image.Resampling.BILINEAR)
+    left, top = (round((length - side) / 2) for length in image.size)
+    return image.crop((left, top, left + side, top + side))
+
+
+@contextmanager
+def _image_errors(where: str) -> Iterator[None]:
+    """A stranger's bytes in a stranger's decoder: whatever it raises, the file is at fault."""
+    try:
+        yield
+    except Exception as error:
+        raise DataError(f"{where} is not a whole PNG or JPEG image: {error}.") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ddchallenge.datasets import cifar100, digits, tinyimagenet
+from ddchallenge.datasets import cifar100, class_folders, digits, tinyimagenet
 from ddchallenge.errors import MissingDataError
 from ddchallenge.records import DatasetSpec
 
@@ -20,8 +20,11 @@ _MODULES: Final = {"digits": digits, "cifar100": cifar100, "tinyimagenet": tinyi
 def find(spec: DatasetSpec, folder: Path) -> Reader:
     """The dataset in ``folder``, which holds one of its forms or is itself one.
 
-    Raises :class:`MissingDataError` saying what is expected where.
+    Class folders are where they were said to be, whatever the ``folder``. Raises
+    :class:`MissingDataError` saying what is expected where.
     """
+    if spec.name not in _MODULES:
+        return class_folders.find(spec)
     module = _MODULES[spec.name]
     reader: Reader | None = module.find(spec, folder)
     if reader is None:

@@ -94,7 +94,9 @@ def check_labels(spec: DatasetSpec, split: Split, labels: LabelArray, path: Path
             f"the official {spec.training_images_per_class}"
         )
     if problem:
-        raise DataError(
-            f"{path}: {problem}.\n"
-            f"`ddchallenge data fetch {spec.name} --data-dir DIR` downloads the official data."
+        advice = (
+            f"\n`ddchallenge data fetch {spec.name} --data-dir DIR` downloads the official data."
+            if spec.sources
+            else ""
         )
+        raise DataError(f"{path}: {problem}.{advice}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 from ddchallenge.official import displayable
@@ -19,7 +20,8 @@ __all__ = ["contact_sheet"]
 _MIN_SIDE: Final = 48
 _MAX_COLUMNS: Final = 10
 _MIN_COLUMNS: Final = 4
-# Photographs take 2.2 bytes a pixel as PNG: this keeps every sheet under 8 MB.
+# Photographs take 2.2 bytes a pixel as PNG: this keeps every sheet under 8 MB. Where the fewest
+# columns of images would be more, the images are shown smaller.
 _MAX_PIXELS: Final = 3_400_000
 
 _MARGIN: Final = 28
@@ -51,9 +53,11 @@ def contact_sheet(
     import PIL.ImageFont
 
     counts = np.bincount(data.labels, minlength=spec.num_classes)
+    reduction = _reduction(spec)
+    side = -(-spec.image_size // reduction)
     scale = -(-_MIN_SIDE // spec.image_size)
-    cell = scale * spec.image_size + _GAP
-    columns = _columns(spec, int(counts.max()))
+    cell = scale * side + _GAP
+    columns = _columns(spec.num_classes, side, int(counts.max()))
     font, small, large = (PIL.ImageFont.load_default(size) for size in (14, 12, 24))
     names = [_shortened(name, font) for name in spec.class_names]
     widths = [font.getlength(name) for name in names]
@@ -86,6 +90,8 @@ def contact_sheet(
             window = canvas[y : y + cell - _GAP, left : left + cell - _GAP]
             if column < len(pixels):
                 image = pixels[column].transpose(1, 2, 0)
+                if reduction > 1:
+                    image = np.asarray(PIL.Image.fromarray(image).reduce(reduction))
                 window[...] = image.repeat(scale, axis=0).repeat(scale, axis=1)
             else:
                 window[...] = _EMPTY
@@ -105,8 +111,14 @@ def contact_sheet(
     return sheet
 
 
-def _columns(spec: DatasetSpec, most: int) -> int:
-    fitting = _MAX_PIXELS // (spec.num_classes * spec.image_size**2)
+def _reduction(spec: DatasetSpec) -> int:
+    """How many pixels a side are shown as one."""
+    largest = math.isqrt(_MAX_PIXELS // (spec.num_classes * _MIN_COLUMNS))
+    return -(-spec.image_size // max(1, largest))
+
+
+def _columns(classes: int, side: int, most: int) -> int:
+    fitting = _MAX_PIXELS // (classes * side**2)
     return max(1, min(most, _MAX_COLUMNS, max(_MIN_COLUMNS, fitting)))
 
 

@@ -60,7 +60,7 @@ TICK_SECONDS: Final = 0.1
 RATE_BATCHES: Final = 8
 # A frame that is being read when the deadline comes must not take long; 5461 images of 64 px.
 MAX_FRAME_BYTES: Final = 64 << 20
-# The task is smaller than this, and so are thousands of requests.
+# Beside the task; thousands of requests are smaller than this.
 MAX_UNREAD_BYTES: Final = 64 << 10
 # However fast frames come, display and augmentation get their turn.
 FRAMES_AT_A_TIME: Final = 16
@@ -137,6 +137,7 @@ class _Race:
 
         self.worker: WorkerProcess | None = None
         self.outbox = bytearray()  # of the request pipe
+        self.most_unread = MAX_UNREAD_BYTES
         self.reader: FrameReader | None = None
         self.requests: deque[_Request] = deque()
         self.batches: list[BatchRecord] = []
@@ -219,6 +220,7 @@ class _Race:
         )
         submission = self.order.submission
         opening = task_payload(task, submission.folder, submission.entry_point)
+        self.most_unread += len(opening)
         self.started = self.now = time.monotonic()
         self.deadline = self.started + self.order.budget_seconds
         # Ctrl-C is acted upon between two frames, and not at all while we are stopping.
@@ -348,7 +350,7 @@ class _Race:
             self.outbox.clear()  # the worker's end is seen on the frame pipe
         except BlockingIOError:
             # Two small requests fit into any pipe: their answers came without their being read.
-            if len(self.outbox) > MAX_UNREAD_BYTES:
+            if len(self.outbox) > self.most_unread:
                 self._end("refused", "the worker does not read its requests")
                 self.requests.clear()
 

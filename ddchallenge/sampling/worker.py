@@ -12,12 +12,14 @@ import json
 import os
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ddchallenge.generator import Generator
-from ddchallenge.records import GenerationTask
+from ddchallenge.jsonio import to_json
+from ddchallenge.records import DatasetSpec, GenerationTask
 from ddchallenge.sampling.process import die_with_parent
 from ddchallenge.sampling.schedule import round_robin
 from ddchallenge.sampling.wire import (
@@ -46,7 +48,7 @@ def task_payload(task: GenerationTask, folder: Path, entry_point: str) -> bytes:
     training_data = task.training_data
     return json.dumps(
         {
-            "dataset": task.dataset.name,
+            "dataset": _described(task.dataset),
             "device": task.device,
             "run_seed": task.run_seed,
             "training_data": str(training_data.resolve()) if training_data else None,
@@ -59,13 +61,29 @@ def task_payload(task: GenerationTask, folder: Path, entry_point: str) -> bytes:
     ).encode("utf-8", "surrogateescape")
 
 
-def _task(document: dict[str, Any]) -> GenerationTask:
+def _described(spec: DatasetSpec) -> str | dict[str, Any]:
+    """A dataset by its name, or class folders by all but their place: that is not told."""
+    if spec.folder is None:
+        return spec.name
+    return to_json(replace(spec, folder=None))
+
+
+def _dataset(described: str | dict[str, Any]) -> DatasetSpec:
     from ddchallenge.datasets import get_dataset
 
+    if isinstance(described, str):
+        return get_dataset(described)
+    values: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in described.items()
+    }
+    return DatasetSpec(**values)
+
+
+def _task(document: dict[str, Any]) -> GenerationTask:
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in document["options"].items()}
     training_data = document["training_data"]
     return GenerationTask(
-        dataset=get_dataset(document["dataset"]),
+        dataset=_dataset(document["dataset"]),
         device=document["device"],
         run_seed=document["run_seed"],
         training_data=Path(training_data) if training_data else None,

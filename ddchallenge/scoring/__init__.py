@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ddchallenge.scoring.checkpoint import Checkpoints
 
-__all__ = ["check_seeds", "mean_and_deviation", "resolve_device", "score"]
+__all__ = ["check_epochs", "check_seeds", "mean_and_deviation", "resolve_device", "score"]
 
 
 def score(
@@ -52,8 +52,8 @@ def score(
         test: the dataset's test images, in either form.
         spec: the dataset: classes, image size, mean and deviation.
         protocol: network, optimiser and schedule.
-        epochs: the ``Epoch`` of the official script, which makes one pass more; the protocol's
-            number if None.
+        epochs: what the protocol's recipe makes of it; for ``eccv2024`` the ``Epoch`` of the
+            official script, which makes one pass more. The protocol's number if None.
         seeds: one run each, in this order; the protocol's seeds if None.
         device: what :func:`resolve_device` takes.
         numerics: ``exact`` or ``fast``; see the modules of these names.
@@ -72,13 +72,10 @@ def score(
         BundleError: a training set that is empty or does not fit the dataset.
         ScoringError: the device ran out of memory.
     """
+    protocol = protocol.for_images(len(train), spec.num_classes)
     epochs = protocol.epochs if epochs is None else epochs
     seeds = protocol.seeds if seeds is None else tuple(seeds)
-    if epochs < 0:
-        raise RequestError(
-            f"Expected 0 epochs or more, found {epochs}.\n"
-            f"The protocol {protocol.id!r} has {protocol.epochs}."
-        )
+    check_epochs(protocol, epochs)
     check_seeds(seeds)
     _check_images("training", train, spec, BundleError)
     _check_images("test", test, spec, RequestError)
@@ -95,7 +92,7 @@ def score(
             test,
             spec,
             protocol,
-            recipe_of(protocol, epochs),
+            recipe_of(protocol, epochs, spec),
             seeds=seeds,
             numerics=numerics,
             device=torch.device(chosen),
@@ -133,6 +130,18 @@ def resolve_device(name: str) -> str:
             "`python -m torch.utils.collect_env` say."
         )
     return name
+
+
+def check_epochs(protocol: ScoringProtocol, epochs: int) -> None:
+    """Raise :class:`RequestError` unless ``epochs`` make at least one pass."""
+    fewest = 0 if protocol.recipe == "eccv2024" else 1
+    if epochs < fewest:
+        numbers = [epochs for _, epochs in protocol.epochs_by_images]
+        fixed = f"{protocol.epochs}"
+        raise RequestError(
+            f"Expected {fewest} epochs or more, found {epochs}.\nThe protocol {protocol.id!r} has "
+            f"{f'{fixed} to {max(numbers)}, by images a class' if numbers else fixed}."
+        )
 
 
 def check_seeds(seeds: Sequence[int]) -> None:

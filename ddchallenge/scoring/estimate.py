@@ -74,8 +74,8 @@ def estimate(
         began = time.monotonic()
         confusion_matrix(trainings[0].network, some, recipe.batch_size)
         test_seconds = (time.monotonic() - began) / len(part) * len(test)
-    if recipe.tests_every_pass:
-        test_seconds *= recipe.passes
+    # One after the last pass, whatever the recipe asks for on the way.
+    test_seconds *= 1 + sum(recipe.tests_after(index) for index in range(recipe.passes))
     step = statistics.median(rounds) / together
     steps = trainings[0].steps
     return Estimate(

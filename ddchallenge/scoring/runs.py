@@ -161,7 +161,7 @@ class _Scoring:
 
     def _step(self, training: Training) -> None:
         training.step()
-        if training.recipe.tests_every_pass and training.batch == 0:
+        if training.batch == 0 and training.recipe.tests_after(training.index - 1):
             correct = int(self._confusion(training).trace())
             training.best_accuracy = max(training.best_accuracy or 0.0, correct / len(self._test))
 
