@@ -83,7 +83,7 @@ def test_the_compiled_step_follows_the_exact_one(tiny, tmp_path, monkeypatch):
 def test_preparing_a_step_leaves_no_trace(tiny):
     """The trial that compiles is undone: weights and momentum are as before it."""
     training = trainer.training_of(random_images(40), SPEC, tiny, epochs=3, seed=0)
-    recipe = recipe_of(tiny, 3)
+    recipe = recipe_of(tiny, 3, SPEC)
     train = DeviceImages(random_images(40), SPEC, CPU)
     stepper = uncompiled(training.network, train, recipe)
     before = [parameter.clone() for parameter in training.network.parameters()]
