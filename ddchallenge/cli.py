@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ddchallenge.audit import Finding
+    from ddchallenge.pipeline import Scored
     from ddchallenge.records import (
         Bundle,
         DatasetSpec,
         DatasetSplit,
-        Result,
         Rules,
         ScoringProtocol,
         Track,
@@ -193,6 +193,9 @@ _scoring = _together(
         help="N makes N + 1 passes, as in the official script.  [default: 1000]",
     ),
     click.option("--seeds", type=_Seeds(), help="One network each.  [default: 0,1,2]"),
+    click.option(
+        "--reference", is_flag=True, help="Score as many random real images a class as well."
+    ),
 )
 
 
@@ -240,6 +243,7 @@ def run(
     labels: Path | None,
     epochs: int | None,
     seeds: tuple[int, ...] | None,
+    reference: bool,
     device: str,
     data_dir: Path | None,
     out: Path | None,
@@ -252,7 +256,7 @@ def run(
     from ddchallenge.rules import get_rules
 
     rules, spec = get_rules(track), get_dataset(dataset)
-    judge = _Judge.of(epochs, seeds, device)
+    judge = _Judge.of(epochs, seeds, device, reference)
     console = _console()
     order = recorded = None
     if rules.track == "generative":
@@ -281,13 +285,14 @@ def run(
     out = _free_folder(out, spec, origin)
     # All data is looked for before the clock starts: ten minutes must not end in "not found".
     test = _test_images(console, spec, data_dir)
+    training = _training_images(console, spec, data_dir) if reference else None
     if order is None:
         bundle = _import(console, cast("Path", images), labels, spec, rules.track, out / "bundle")
     else:
         bundle = _sample(console, order, data_dir, out)
     findings = _show_audit(console, bundle, spec, test)
-    result = _score(console, bundle, test, judge, data_dir, findings)
-    _finish(console, result, out, recorded, as_json)
+    scored = _score(console, bundle, test, training, judge, data_dir, findings)
+    _finish(console, scored, spec, out, recorded, as_json)
     _end_as_the_generator_did(bundle, out)
 
 
@@ -348,6 +353,7 @@ def score(
     bundle: Path,
     epochs: int | None,
     seeds: tuple[int, ...] | None,
+    reference: bool,
     device: str,
     data_dir: Path | None,
     out: Path | None,
@@ -361,7 +367,7 @@ def score(
     """
     from ddchallenge.datasets import get_dataset
 
-    judge = _Judge.of(epochs, seeds, device)
+    judge = _Judge.of(epochs, seeds, device, reference)
     console = _console()
     opened = _open_bundle(console, bundle)
     spec = get_dataset(opened.manifest.dataset)
@@ -372,9 +378,10 @@ def score(
     _check_writable(out)
     recorded = _place_for(opened, spec, judge) if record else None
     test = _test_images(console, spec, data_dir)
+    training = _training_images(console, spec, data_dir) if reference else None
     findings = _show_audit(console, opened, spec, test)
-    result = _score(console, opened, test, judge, data_dir, findings)
-    _finish(console, result, out, recorded, as_json)
+    scored = _score(console, opened, test, training, judge, data_dir, findings)
+    _finish(console, scored, spec, out, recorded, as_json)
 
 
 @commands.command("import")
@@ -601,7 +608,12 @@ class _Judge:
     """How to score, settled before anything is started."""
 
     def __init__(
-        self, protocol: ScoringProtocol, epochs: int, seeds: tuple[int, ...], device: str
+        self,
+        protocol: ScoringProtocol,
+        epochs: int,
+        seeds: tuple[int, ...],
+        device: str,
+        reference: bool,
     ) -> None:
         from ddchallenge.marks import is_official
 
@@ -609,6 +621,7 @@ class _Judge:
         self.epochs = epochs
         self.seeds = seeds
         self.device = device
+        self.reference = reference
         self.official = is_official(protocol, epochs, seeds)
 
     def options(self) -> str:
@@ -618,10 +631,14 @@ class _Judge:
             said += f" --epochs {self.epochs}"
         if self.seeds != self.protocol.seeds:
             said += f" --seeds {','.join(map(str, self.seeds))}"
+        if self.reference:
+            said += " --reference"
         return said
 
     @classmethod
-    def of(cls, epochs: int | None, seeds: tuple[int, ...] | None, device: str) -> _Judge:
+    def of(
+        cls, epochs: int | None, seeds: tuple[int, ...] | None, device: str, reference: bool
+    ) -> _Judge:
         from ddchallenge.rules import DEFAULT_PROTOCOL, PROTOCOLS
         from ddchallenge.scoring import check_seeds, resolve_device
 
@@ -629,7 +646,7 @@ class _Judge:
         seeds = protocol.seeds if seeds is None else seeds
         check_seeds(seeds)
         epochs = protocol.epochs if epochs is None else epochs
-        return cls(protocol, epochs, seeds, resolve_device(device))
+        return cls(protocol, epochs, seeds, resolve_device(device), reference)
 
 
 def _order(
@@ -756,14 +773,12 @@ def _waiting(console: Console, what: str) -> Iterator[None]:
 def _sample(console: Console, order: SamplingOrder, data_dir: Path | None, out: Path) -> Bundle:
     from dataclasses import replace
 
-    from ddchallenge.datasets import load_split
     from ddchallenge.pipeline import sample_bundle
     from ddchallenge.report.live import SamplingDisplay
 
     training: DatasetSplit | None = None
     if order.submission.needs_training_data:
-        with _waiting(console, f"Loading the training images of {order.dataset.name}"):
-            training = load_split(order.dataset, "train", data_dir)
+        training = _training_images(console, order.dataset, data_dir)
         order = replace(order, training_data=training.folder)
     with closing(SamplingDisplay(console, "sampling")) as display:
         bundle = sample_bundle(order, training, out, display)
@@ -810,14 +825,22 @@ def _test_images(console: Console, spec: DatasetSpec, data_dir: Path | None) -> 
         return load_split(spec, "test", data_dir)
 
 
+def _training_images(console: Console, spec: DatasetSpec, data_dir: Path | None) -> DatasetSplit:
+    from ddchallenge.datasets import load_split
+
+    with _waiting(console, f"Loading the training images of {spec.name}"):
+        return load_split(spec, "train", data_dir)
+
+
 def _score(
     console: Console,
     bundle: Bundle,
     test: DatasetSplit,
+    training: DatasetSplit | None,
     judge: _Judge,
     data_dir: Path | None,
     findings: tuple[Finding, ...],
-) -> Result:
+) -> Scored:
     from ddchallenge.pipeline import score_bundle
     from ddchallenge.report.live import ScoringDisplay
 
@@ -830,6 +853,7 @@ def _score(
                 epochs=judge.epochs,
                 seeds=judge.seeds,
                 device=judge.device,
+                training=training,
                 findings=findings,
                 on_progress=display,
             )
@@ -885,7 +909,12 @@ def _show_audit(
 
 
 def _finish(
-    console: Console, result: Result, out: Path, recorded: Path | None, as_json: bool
+    console: Console,
+    scored: Scored,
+    spec: DatasetSpec,
+    out: Path,
+    recorded: Path | None,
+    as_json: bool,
 ) -> None:
     """Write the result and show it, each even if the other fails: scoring took hours."""
     from ddchallenge.leaderboard import (
@@ -896,6 +925,7 @@ def _finish(
     )
     from ddchallenge.report.tables import result_table
 
+    result = scored.result
     failures = []
     for path in [out / "result.json", *([recorded] if recorded else [])]:
         try:
@@ -908,7 +938,7 @@ def _finish(
     if as_json:
         _print_json(result_document(result))
     else:
-        _console(err=False).print(result_table(result))
+        _console(err=False).print(result_table(result, spec.class_names))
     if failures:
         raise RunError("\n".join(failures))
 

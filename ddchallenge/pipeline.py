@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ddchallenge.audit import Finding
 from ddchallenge.bundle import write_bundle
@@ -17,18 +18,35 @@ from ddchallenge.records import (
     Bundle,
     DatasetSpec,
     DatasetSplit,
+    LabeledImages,
+    Numerics,
     Result,
     SamplingStatus,
     ScoringProtocol,
     ScoringStatus,
+    SeedOutcome,
     Track,
 )
 from ddchallenge.report.contact_sheet import contact_sheet
 from ddchallenge.rules import get_rules
 from ddchallenge.sampling.supervisor import SamplingOrder, sample
 from ddchallenge.scoring import score
+from ddchallenge.scoring.progress import part_of
+from ddchallenge.scoring.reference import check_enough, score_reference
+from ddchallenge.scoring.statistics import total_confusion
 
-__all__ = ["import_bundle", "sample_bundle", "score_bundle"]
+if TYPE_CHECKING:
+    from ddchallenge.records import CountArray
+
+__all__ = ["Scored", "import_bundle", "sample_bundle", "score_bundle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A result, and the confusion behind it: int64 C×C test images, all seeds together."""
+
+    result: Result
+    confusion: CountArray
 
 
 def sample_bundle(
@@ -95,27 +113,62 @@ def score_bundle(
     epochs: int,
     seeds: tuple[int, ...],
     device: str,
+    numerics: Numerics = "exact",
+    equivalence: str | None = None,
+    training: DatasetSplit | None = None,
     findings: tuple[Finding, ...] = (),
     on_progress: Callable[[ScoringStatus], None] | None = None,
-) -> Result:
+) -> Scored:
     """Train and test the protocol's network on a bundle, once for each seed.
 
-    ``findings`` of an audit that make the score worthless are marked on the result. Raises what
-    :func:`ddchallenge.scoring.score` raises.
+    With ``training`` it is held against random real images: as many a class from that split, in
+    the very same way, another subset for each seed. ``findings`` of an audit that make the score
+    worthless are marked on the result.
+
+    Raises what :func:`ddchallenge.scoring.score` raises, and :class:`RequestError` where
+    ``training`` has too few images of a class; both before anything is trained.
     """
-    spec = test.spec
-    outcomes = score(
-        bundle.data,
-        test.data,
-        spec,
-        protocol,
-        epochs=epochs,
-        seeds=seeds,
-        device=device,
-        on_progress=on_progress,
-    )
+    if training is not None:
+        check_enough(bundle.data.labels, training)
+
+    def train(
+        images: LabeledImages,
+        digest: str,
+        seeds: tuple[int, ...],
+        on_progress: Callable[[ScoringStatus], None] | None,
+    ) -> tuple[SeedOutcome, ...]:
+        del digest
+        return score(
+            images,
+            test.data,
+            test.spec,
+            protocol,
+            epochs=epochs,
+            seeds=seeds,
+            device=device,
+            numerics=numerics,
+            on_progress=on_progress,
+        )
+
+    parts = 0 if training is None else 1
+    told = part_of(on_progress, before=0, after=parts)
+    outcomes = train(bundle.data, bundle.manifest.digest, seeds, told)
+    reference = None
+    if training is not None:
+        runs = [outcome.run for outcome in outcomes]
+        reference = score_reference(bundle.data.labels, runs, training, train, on_progress)
     result = result_of(
-        bundle, test, protocol, epochs, seeds, device, tuple(outcome.run for outcome in outcomes)
+        bundle,
+        test,
+        protocol,
+        epochs,
+        seeds,
+        device,
+        outcomes,
+        numerics=numerics,
+        equivalence=equivalence,
+        reference=reference,
     )
     worthless = [f"{UNOFFICIAL}{found.code}" for found in findings if found.level == "error"]
-    return replace(result, marks=(*result.marks, *worthless))
+    result = replace(result, marks=(*result.marks, *worthless))
+    return Scored(result, total_confusion(outcomes))

@@ -20,14 +20,13 @@ from ddchallenge.records import (
     ScoringStatus,
     SeedOutcome,
 )
-from ddchallenge.scoring.statistics import mean_and_deviation
 
 if TYPE_CHECKING:
     import torch
 
     from ddchallenge.scoring.checkpoint import Checkpoints
 
-__all__ = ["check_seeds", "mean_and_deviation", "resolve_device", "score"]
+__all__ = ["check_seeds", "resolve_device", "score"]
 
 
 def score(
