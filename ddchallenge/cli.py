@@ -362,8 +362,8 @@ def score(
 ) -> None:
     """Train and test networks on a bundle: the rest of `run`.
 
-    BUNDLE is a bundle, or a folder with one called `bundle` in it. result.json is written into
-    --out, else into that folder.
+    BUNDLE is a bundle, or a folder with one called `bundle` in it. result.json and confusion.png
+    are written into --out, else into that folder.
     """
     from ddchallenge.datasets import get_dataset
 
@@ -374,7 +374,8 @@ def score(
     if out is None:
         # `run` has its bundle in a folder of that name, beside the result.
         out = opened.folder.parent if opened.folder.name == "bundle" else opened.folder
-    _refuse_existing(out / "result.json")
+    for held in ("result.json", "confusion.png"):
+        _refuse_existing(out / held)
     _check_writable(out)
     recorded = _place_for(opened, spec, judge) if record else None
     test = _test_images(console, spec, data_dir)
@@ -696,7 +697,7 @@ def _refuse(track: str, given: dict[str, object]) -> None:
 def _free_folder(out: Path | None, spec: DatasetSpec, name: str) -> Path:
     if out is None:
         out = Path("runs") / f"{spec.name}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for held in ("bundle", "result.json", "spool.bin", "work"):
+    for held in ("bundle", "result.json", "confusion.png", "spool.bin", "work"):
         _refuse_existing(out / held)
     if (out / "worker.log").is_dir():
         _refuse_existing(out / "worker.log")
@@ -923,6 +924,7 @@ def _finish(
         result_document,
         write_result,
     )
+    from ddchallenge.report.confusion import write_confusion
     from ddchallenge.report.tables import result_table
 
     result = scored.result
@@ -939,6 +941,12 @@ def _finish(
         _print_json(result_document(result))
     else:
         _console(err=False).print(result_table(result, spec.class_names))
+    try:  # last: whatever a picture may come to grief over, the numbers are safe
+        with _waiting(console, "Drawing the confusion matrix"):
+            write_confusion(out / "confusion.png", scored.confusion, result, spec)
+        _say(console, f"Confusion matrix: {out / 'confusion.png'}")
+    except DDChallengeError as error:
+        failures.append(str(error))
     if failures:
         raise RunError("\n".join(failures))
 
