@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -24,16 +25,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ddchallenge.audit import Finding
+    from ddchallenge.pipeline import Scored
     from ddchallenge.records import (
         Bundle,
         DatasetSpec,
         DatasetSplit,
-        Result,
+        Numerics,
         Rules,
         ScoringProtocol,
         Track,
     )
     from ddchallenge.sampling.supervisor import SamplingOrder
+    from ddchallenge.scoring.estimate import Estimate
 
 __all__ = ["main"]
 
@@ -216,6 +219,18 @@ _scoring = _together(
         help="eccv2024 makes one pass more, as the official script.  [default: the protocol's]",
     ),
     click.option("--seeds", type=_Seeds(), help="One network each.  [default: 0,1,2]"),
+    click.option(
+        "--numerics",
+        metavar="exact|fast",
+        help="The official arithmetic to the bit, or the machine's best.  "
+        "[default: fast where it was shown to score alike]",
+    ),
+    click.option(
+        "--reference", is_flag=True, help="Score as many random real images a class as well."
+    ),
+    click.option(
+        "--no-resume", is_flag=True, help="Begin anew, whatever a broken-off run had trained."
+    ),
 )
 
 
@@ -266,6 +281,9 @@ def run(
     network: str | None,
     epochs: int | None,
     seeds: tuple[int, ...] | None,
+    numerics: str | None,
+    reference: bool,
+    no_resume: bool,
     device: str,
     data_dir: Path | None,
     out: Path | None,
@@ -278,7 +296,7 @@ def run(
 
     console = _console()
     rules, spec = get_rules(track), _open_dataset(console, dataset, image_size)
-    judge = _Judge.of(protocol, network, epochs, seeds, device)
+    judge = _Judge.of(protocol, network, epochs, seeds, device, numerics, reference, not no_resume)
     judge.check_size(spec)
     order = recorded = None
     if rules.track == "generative":
@@ -307,13 +325,15 @@ def run(
     out = _free_folder(out, spec, origin)
     # All data is looked for before the clock starts: ten minutes must not end in "not found".
     test = _test_images(console, spec, data_dir)
+    training = _training_images(console, spec, data_dir) if reference else None
     if order is None:
         bundle = _import(console, cast("Path", images), labels, spec, rules.track, out / "bundle")
     else:
         bundle = _sample(console, order, data_dir, out)
     findings = _show_audit(console, bundle, spec, test)
-    result = _score(console, bundle, test, judge.settled(bundle, spec), data_dir, findings)
-    _finish(console, result, out, recorded, as_json)
+    judge = judge.settled(bundle, spec)
+    scored = _score(console, bundle, test, training, judge, data_dir, findings)
+    _finish(console, scored, spec, out, recorded, as_json)
     _end_as_the_generator_did(bundle, out)
 
 
@@ -366,6 +386,7 @@ def sample(
 @click.argument("bundle", type=_PATH)
 @_dataset_of_bundle
 @_scoring
+@click.option("--estimate", is_flag=True, help="Say how long it would take, and do nothing else.")
 @_device
 @_data_dir
 @_out
@@ -379,6 +400,10 @@ def score(
     network: str | None,
     epochs: int | None,
     seeds: tuple[int, ...] | None,
+    numerics: str | None,
+    reference: bool,
+    no_resume: bool,
+    estimate: bool,
     device: str,
     data_dir: Path | None,
     out: Path | None,
@@ -387,24 +412,29 @@ def score(
 ) -> None:
     """Train and test networks on a bundle: the rest of `run`.
 
-    BUNDLE is a bundle, or a folder with one called `bundle` in it. result.json is written into
-    --out, else into that folder.
+    BUNDLE is a bundle, or a folder with one called `bundle` in it. result.json and confusion.png
+    are written into --out, else into that folder.
     """
-    judge = _Judge.of(protocol, network, epochs, seeds, device)
+    judge = _Judge.of(protocol, network, epochs, seeds, device, numerics, reference, not no_resume)
     console = _console()
     opened, spec = _open_bundle(console, bundle, dataset, image_size)
     judge.check_size(spec)
     judge = judge.settled(opened, spec)
+    if estimate:
+        _show_estimates(console, opened, _test_images(console, spec, data_dir), judge, as_json)
+        return
     if out is None:
         # `run` has its bundle in a folder of that name, beside the result.
         out = opened.folder.parent if opened.folder.name == "bundle" else opened.folder
-    _refuse_existing(out / "result.json")
+    for held in ("result.json", "confusion.png"):
+        _refuse_existing(out / held)
     _check_writable(out)
     recorded = _place_for(opened, spec, judge) if record else None
     test = _test_images(console, spec, data_dir)
+    training = _training_images(console, spec, data_dir) if reference else None
     findings = _show_audit(console, opened, spec, test)
-    result = _score(console, opened, test, judge, data_dir, findings)
-    _finish(console, result, out, recorded, as_json)
+    scored = _score(console, opened, test, training, judge, data_dir, findings)
+    _finish(console, scored, spec, out, recorded, as_json)
 
 
 @commands.command("import")
@@ -638,34 +668,58 @@ def data_verify(name: str, image_size: int | None, data_dir: Path | None, as_jso
 # ---------------------------------------------------------------------------------- what they share
 
 
+@dataclass(frozen=True)
 class _Judge:
-    """How to score, settled before anything is started; but for epochs that go by the images."""
+    """How to score, settled before anything is started; but for what goes by the bundle.
 
-    def __init__(
-        self,
-        name: str,
-        protocol: ScoringProtocol,
+    ``name`` is the protocol's as it was asked for; ``asked_epochs`` and ``asked_numerics`` are
+    None where it says nothing.
+    """
+
+    name: str
+    protocol: ScoringProtocol
+    asked_epochs: int | None
+    seeds: tuple[int, ...]
+    device: str
+    asked_numerics: Numerics | None
+    reference: bool
+    resume: bool
+
+    @classmethod
+    def of(
+        cls,
+        protocol: str | None,
+        network: str | None,
         epochs: int | None,
-        seeds: tuple[int, ...],
+        seeds: tuple[int, ...] | None,
         device: str,
-    ) -> None:
-        self._name = name
-        self.protocol = protocol
-        self.seeds = seeds
-        self.device = device
-        self._asked = epochs
+        numerics: str | None,
+        reference: bool,
+        resume: bool,
+    ) -> _Judge:
+        from ddchallenge.rules import DEFAULT_PROTOCOL, get_protocol
+        from ddchallenge.scoring import check_epochs, check_numerics, check_seeds, resolve_device
+
+        name = protocol or DEFAULT_PROTOCOL
+        chosen = get_protocol(name, network)
+        seeds = chosen.seeds if seeds is None else seeds
+        check_seeds(seeds)
+        if epochs is not None:
+            check_epochs(chosen, epochs)
+        asked = None if numerics is None else check_numerics(numerics, chosen)
+        return cls(name, chosen, epochs, seeds, resolve_device(device), asked, reference, resume)
 
     @property
     def epochs(self) -> int:
         """As asked for, or the protocol's."""
-        return self.protocol.epochs if self._asked is None else self._asked
+        return self.protocol.epochs if self.asked_epochs is None else self.asked_epochs
 
     @property
     def official(self) -> bool:
         """Whether it is the whole protocol, as far as is known."""
         from ddchallenge.marks import is_official
 
-        open_end = self.protocol.epochs_by_images and self._asked is not None
+        open_end = self.protocol.epochs_by_images and self.asked_epochs is not None
         return not open_end and is_official(self.protocol, self.epochs, self.seeds)
 
     def check_size(self, spec: DatasetSpec) -> None:
@@ -677,40 +731,30 @@ class _Judge:
     def settled(self, bundle: Bundle, spec: DatasetSpec) -> _Judge:
         """The judge of this bundle."""
         protocol = self.protocol.for_images(len(bundle.data), spec.num_classes)
-        return _Judge(self._name, protocol, self._asked, self.seeds, self.device)
+        return replace(self, protocol=protocol)
+
+    def numerics(self, spec: DatasetSpec) -> Numerics:
+        """As asked for; else fast where that is established to score like exact."""
+        from ddchallenge.scoring.equivalence import default_numerics
+
+        return self.asked_numerics or default_numerics(self.device, spec.name, self.protocol.id)
 
     def options(self) -> str:
         """What of it has to be said on a command line."""
         from ddchallenge.rules import DEFAULT_PROTOCOL
 
         said = ""
-        if self._name != DEFAULT_PROTOCOL:
-            said += f" --protocol {self._name} --network {self.protocol.network}"
-        if self._asked not in (None, self.protocol.epochs):
-            said += f" --epochs {self._asked}"
+        if self.name != DEFAULT_PROTOCOL:
+            said += f" --protocol {self.name} --network {self.protocol.network}"
+        if self.asked_epochs not in (None, self.protocol.epochs):
+            said += f" --epochs {self.asked_epochs}"
         if self.seeds != self.protocol.seeds:
             said += f" --seeds {','.join(map(str, self.seeds))}"
+        if self.asked_numerics:
+            said += f" --numerics {self.asked_numerics}"
+        if self.reference:
+            said += " --reference"
         return said
-
-    @classmethod
-    def of(
-        cls,
-        protocol: str | None,
-        network: str | None,
-        epochs: int | None,
-        seeds: tuple[int, ...] | None,
-        device: str,
-    ) -> _Judge:
-        from ddchallenge.rules import DEFAULT_PROTOCOL, get_protocol
-        from ddchallenge.scoring import check_epochs, check_seeds, resolve_device
-
-        name = protocol or DEFAULT_PROTOCOL
-        chosen = get_protocol(name, network)
-        seeds = chosen.seeds if seeds is None else seeds
-        check_seeds(seeds)
-        if epochs is not None:
-            check_epochs(chosen, epochs)
-        return cls(name, chosen, epochs, seeds, resolve_device(device))
 
 
 def _order(
@@ -760,7 +804,7 @@ def _refuse(track: str, given: dict[str, object]) -> None:
 def _free_folder(out: Path | None, spec: DatasetSpec, name: str) -> Path:
     if out is None:
         out = Path("runs") / f"{spec.name}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for held in ("bundle", "result.json", "spool.bin", "work"):
+    for held in ("bundle", "result.json", "confusion.png", "spool.bin", "work"):
         _refuse_existing(out / held)
     if (out / "worker.log").is_dir():
         _refuse_existing(out / "worker.log")
@@ -837,14 +881,12 @@ def _waiting(console: Console, what: str) -> Iterator[None]:
 def _sample(console: Console, order: SamplingOrder, data_dir: Path | None, out: Path) -> Bundle:
     from dataclasses import replace
 
-    from ddchallenge.datasets import load_split
     from ddchallenge.pipeline import sample_bundle
     from ddchallenge.report.live import SamplingDisplay
 
     training: DatasetSplit | None = None
     if order.submission.needs_training_data:
-        with _waiting(console, f"Loading the training images of {order.dataset.name}"):
-            training = load_split(order.dataset, "train", data_dir)
+        training = _training_images(console, order.dataset, data_dir)
         order = replace(order, training_data=training.folder)
     with closing(SamplingDisplay(console, "sampling")) as display:
         bundle = sample_bundle(order, training, out, display)
@@ -908,18 +950,27 @@ def _test_images(console: Console, spec: DatasetSpec, data_dir: Path | None) -> 
         return load_split(spec, "test", data_dir)
 
 
+def _training_images(console: Console, spec: DatasetSpec, data_dir: Path | None) -> DatasetSplit:
+    from ddchallenge.datasets import load_split
+
+    with _waiting(console, f"Loading the training images of {spec.name}"):
+        return load_split(spec, "train", data_dir)
+
+
 def _score(
     console: Console,
     bundle: Bundle,
     test: DatasetSplit,
+    training: DatasetSplit | None,
     judge: _Judge,
     data_dir: Path | None,
     findings: tuple[Finding, ...],
-) -> Result:
+) -> Scored:
     from ddchallenge.datasets import dataset_options
     from ddchallenge.pipeline import score_bundle
     from ddchallenge.report.live import ScoringDisplay
 
+    _foretell(console, bundle, test, judge)
     try:
         with closing(ScoringDisplay(console, "scoring")) as display:
             return score_bundle(
@@ -929,15 +980,82 @@ def _score(
                 epochs=judge.epochs,
                 seeds=judge.seeds,
                 device=judge.device,
+                numerics=judge.numerics(test.spec),
+                training=training,
                 findings=findings,
+                resume=judge.resume,
                 on_progress=display,
+                say=lambda line: _say(console, line, style="yellow"),
             )
     except KeyboardInterrupt:
         again = (
             f"ddchallenge score {bundle.folder}{dataset_options(test.spec)}{judge.options()}"
             f"{_data_option(data_dir)}"
         )
-        raise RunError(f"Interrupted; the bundle is kept. To score it:\n  {again}") from None
+        raise RunError(
+            f"Interrupted; the bundle is kept, and what was trained. To go on:\n  {again}"
+        ) from None
+
+
+# Below this many pixels gone through, no machine takes an hour.
+_HOURS_OF_PIXELS = 2**30
+_HOUR = 3600.0
+
+
+def _foretell(console: Console, bundle: Bundle, test: DatasetSplit, judge: _Judge) -> None:
+    """Say beforehand of a run that takes over an hour how long it takes."""
+    from ddchallenge.report.live import duration
+
+    sets = 2 if judge.reference else 1
+    pixels = bundle.data.images[:, 0].size * (judge.epochs + 1) * len(judge.seeds) * sets
+    if pixels < _HOURS_OF_PIXELS:
+        return
+    with _waiting(console, "Estimating how long this takes"):
+        expected = _expected(bundle, test, judge, judge.numerics(test.spec))
+    seconds = expected.seconds * sets
+    if seconds > _HOUR:
+        _say(
+            console,
+            f"This will take about {duration(seconds)} h with {expected.numerics} numerics on "
+            f"{judge.device}. It can be interrupted and gone on with; --estimate compares.",
+            style="yellow",
+        )
+
+
+def _expected(bundle: Bundle, test: DatasetSplit, judge: _Judge, numerics: Numerics) -> Estimate:
+    import torch
+
+    from ddchallenge.scoring.estimate import estimate
+    from ddchallenge.scoring.recipes import recipe_of
+
+    return estimate(
+        bundle.data,
+        test.data,
+        test.spec,
+        judge.protocol,
+        recipe_of(judge.protocol, judge.epochs, test.spec),
+        seeds=judge.seeds,
+        numerics=numerics,
+        device=torch.device(judge.device),
+    )
+
+
+def _show_estimates(
+    console: Console, bundle: Bundle, test: DatasetSplit, judge: _Judge, as_json: bool
+) -> None:
+    from ddchallenge.jsonio import to_json
+    from ddchallenge.report.tables import estimates_table
+    from ddchallenge.scoring import numerics_of
+
+    chosen = judge.numerics(test.spec)
+    estimates = []
+    for numerics in numerics_of(judge.protocol):
+        with _waiting(console, f"Measuring a few steps, {numerics} numerics"):
+            estimates.append(_expected(bundle, test, judge, numerics))
+    if as_json:
+        _print_json([to_json(estimate) for estimate in estimates])
+    else:
+        _console(err=False).print(estimates_table(estimates, chosen))
 
 
 def _data_option(data_dir: Path | None) -> str:
@@ -987,7 +1105,12 @@ def _show_audit(
 
 
 def _finish(
-    console: Console, result: Result, out: Path, recorded: Path | None, as_json: bool
+    console: Console,
+    scored: Scored,
+    spec: DatasetSpec,
+    out: Path,
+    recorded: Path | None,
+    as_json: bool,
 ) -> None:
     """Write the result and show it, each even if the other fails: scoring took hours."""
     from ddchallenge.leaderboard import (
@@ -996,8 +1119,10 @@ def _finish(
         result_document,
         write_result,
     )
+    from ddchallenge.report.confusion import write_confusion
     from ddchallenge.report.tables import result_table
 
+    result = scored.result
     failures = []
     for path in [out / "result.json", *([recorded] if recorded else [])]:
         try:
@@ -1007,10 +1132,18 @@ def _finish(
             _say(console, f"Result: {path}")
         except DDChallengeError as error:
             failures.append(str(error))
+    if not failures:
+        scored.forget()
     if as_json:
         _print_json(result_document(result))
     else:
-        _console(err=False).print(result_table(result))
+        _console(err=False).print(result_table(result, spec.class_names))
+    try:  # last: whatever a picture may come to grief over, the numbers are safe
+        with _waiting(console, "Drawing the confusion matrix"):
+            write_confusion(out / "confusion.png", scored.confusion, result, spec)
+        _say(console, f"Confusion matrix: {out / 'confusion.png'}")
+    except DDChallengeError as error:
+        failures.append(str(error))
     if failures:
         raise RunError("\n".join(failures))
 

@@ -62,14 +62,22 @@ def write_result(path: Path, result: Result) -> None:
 def read_result(path: Path) -> Result:
     """Read and validate a result file. Raises :class:`RequestError` naming what is wrong in it."""
     try:
-        result = from_json(Result, read_json(path, MAX_RESULT_BYTES), str(path))
+        document = read_json(path, MAX_RESULT_BYTES)
+        schema = document.get("schema") if isinstance(document, dict) else None
+        if isinstance(schema, int) and schema != RESULT_SCHEMA:
+            raise RequestError(
+                f"{path} has result schema {schema}; this version reads {RESULT_SCHEMA}.\n"
+                + _other_schema(schema)
+            )
+        return from_json(Result, document, str(path))
     except DocumentError as error:
         raise RequestError(f"{error} (not a result of this version?)") from None
-    if result.schema != RESULT_SCHEMA:
-        raise RequestError(
-            f"{path} has result schema {result.schema}; this version reads {RESULT_SCHEMA}."
-        )
-    return result
+
+
+def _other_schema(schema: int) -> str:
+    if schema > RESULT_SCHEMA:
+        return "A later version wrote it: bring ddchallenge up to date."
+    return "An earlier version wrote it: score the bundle again with `ddchallenge score`."
 
 
 def record_path(submission: Submission, dataset: str, protocol: str) -> Path:

@@ -85,6 +85,8 @@ def _content_marks(manifest: Manifest, spec: DatasetSpec) -> tuple[str, ...]:
         marks.append(f"{had} of {spec.training_images_per_class} training images a class")
     if manifest.contains_real_images:
         marks.append("real images")
+    if not manifest.images_per_class[0]:
+        marks.append("classes without images")
     if manifest.normalisation not in ("pixels", "official"):
         marks.append(f"normalisation: {manifest.normalisation}")
     return tuple(marks)

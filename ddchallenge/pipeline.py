@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ddchallenge.audit import Finding
 from ddchallenge.bundle import write_bundle
 from ddchallenge.datasets import dataset_options
 from ddchallenge.errors import DDChallengeError, RequestError, RunError, StorageError
 from ddchallenge.interrupts import noticed
+from ddchallenge.jsonio import to_json
 from ddchallenge.marks import UNOFFICIAL
 from ddchallenge.official import ImportedImages, import_official
 from ddchallenge.provenance import imported_manifest, result_of, sampled_manifest
@@ -18,18 +20,47 @@ from ddchallenge.records import (
     Bundle,
     DatasetSpec,
     DatasetSplit,
+    LabeledImages,
+    Numerics,
     Result,
     SamplingStatus,
     ScoringProtocol,
     ScoringStatus,
+    SeedOutcome,
     Track,
 )
 from ddchallenge.report.contact_sheet import contact_sheet
 from ddchallenge.rules import get_rules
 from ddchallenge.sampling.supervisor import SamplingOrder, sample
 from ddchallenge.scoring import score
+from ddchallenge.scoring.equivalence import measured
+from ddchallenge.scoring.places import kept_folder
+from ddchallenge.scoring.progress import part_of
+from ddchallenge.scoring.reference import check_enough, score_reference
+from ddchallenge.scoring.statistics import total_confusion
 
-__all__ = ["import_bundle", "sample_bundle", "score_bundle"]
+if TYPE_CHECKING:
+    from ddchallenge.records import CountArray
+    from ddchallenge.scoring.checkpoint import Checkpoints
+
+__all__ = ["Scored", "import_bundle", "sample_bundle", "score_bundle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A result, and the confusion behind it: int64 C×C test images, all seeds together.
+
+    ``kept`` are the checkpoints it came from, to be forgotten once the result is safe.
+    """
+
+    result: Result
+    confusion: CountArray
+    kept: tuple[tuple[Checkpoints, int], ...]
+
+    def forget(self) -> None:
+        """Delete the checkpoints: the next score begins anew."""
+        for checkpoints, seed in self.kept:
+            checkpoints.forget(seed)
 
 
 def sample_bundle(
@@ -96,27 +127,102 @@ def score_bundle(
     epochs: int,
     seeds: tuple[int, ...],
     device: str,
+    numerics: Numerics = "exact",
+    training: DatasetSplit | None = None,
     findings: tuple[Finding, ...] = (),
+    resume: bool = True,
     on_progress: Callable[[ScoringStatus], None] | None = None,
-) -> Result:
+    say: Callable[[str], None] = lambda line: None,
+) -> Scored:
     """Train and test the protocol's network on a bundle, once for each seed.
 
-    ``findings`` of an audit that make the score worthless are marked on the result. Raises what
-    :func:`ddchallenge.scoring.score` raises.
+    Goes on from what a run that was broken off had done, unless told not to ``resume``. With
+    ``training`` it is held against random real images: as many a class from that split, in the
+    very same way, another subset for each seed. ``findings`` of an audit that make the score
+    worthless are marked on the result.
+
+    Raises what :func:`ddchallenge.scoring.score` raises, and :class:`RequestError` where
+    ``training`` has too few images of a class; both before anything is trained.
     """
-    spec = test.spec
-    outcomes = score(
-        bundle.data,
-        test.data,
-        spec,
-        protocol,
-        epochs=epochs,
-        seeds=seeds,
-        device=device,
-        on_progress=on_progress,
-    )
+    if training is not None:
+        check_enough(bundle.data.labels, training)
+
+    def train(
+        images: LabeledImages,
+        digest: str,
+        seeds: tuple[int, ...],
+        on_progress: Callable[[ScoringStatus], None] | None,
+    ) -> tuple[SeedOutcome, ...]:
+        checkpoints = _checkpoints(digest, test, protocol, epochs, numerics, device, say)
+        kept.extend((checkpoints, seed) for seed in seeds)
+        if not resume:
+            for seed in seeds:
+                checkpoints.forget(seed)
+        return score(
+            images,
+            test.data,
+            test.spec,
+            protocol,
+            epochs=epochs,
+            seeds=seeds,
+            device=device,
+            numerics=numerics,
+            checkpoints=checkpoints,
+            on_progress=on_progress,
+            say=say,
+        )
+
+    kept: list[tuple[Checkpoints, int]] = []
+    parts = 0 if training is None else 1
+    told = part_of(on_progress, before=0, after=parts)
+    outcomes = train(bundle.data, bundle.manifest.digest, seeds, told)
+    reference = None
+    if training is not None:
+        runs = [outcome.run for outcome in outcomes]
+        reference = score_reference(bundle.data.labels, runs, training, train, on_progress)
     result = result_of(
-        bundle, test, protocol, epochs, seeds, device, tuple(outcome.run for outcome in outcomes)
+        bundle,
+        test,
+        protocol,
+        epochs,
+        seeds,
+        device,
+        outcomes,
+        numerics=numerics,
+        equivalence=_equivalence(numerics, device, test.spec.name, protocol),
+        reference=reference,
     )
     worthless = [f"{UNOFFICIAL}{found.code}" for found in findings if found.level == "error"]
-    return replace(result, marks=(*result.marks, *worthless))
+    result = replace(result, marks=(*result.marks, *worthless))
+    return Scored(result, total_confusion(outcomes), tuple(kept))
+
+
+def _checkpoints(
+    digest: str,
+    test: DatasetSplit,
+    protocol: ScoringProtocol,
+    epochs: int,
+    numerics: Numerics,
+    device: str,
+    say: Callable[[str], None],
+) -> Checkpoints:
+    from ddchallenge.scoring.checkpoint import Checkpoints
+
+    key = {
+        "images": digest,
+        "test": test.digest,
+        "protocol": to_json(protocol),
+        "epochs": epochs,
+        "numerics": numerics,
+        "device": device,
+    }
+    return Checkpoints(kept_folder("checkpoints"), key, say)
+
+
+def _equivalence(
+    numerics: Numerics, device: str, dataset: str, protocol: ScoringProtocol
+) -> str | None:
+    if numerics == "exact":
+        return None
+    found = measured(device, dataset, protocol.id)
+    return found.sentence if found else "fast numerics: equivalence not measured here"

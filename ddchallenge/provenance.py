@@ -18,17 +18,19 @@ from ddchallenge.records import (
     DatasetSpec,
     DatasetSplit,
     Manifest,
+    Numerics,
     ProtocolUse,
     Provenance,
+    Reference,
     Result,
     SamplingSummary,
     ScoringProtocol,
-    SeedRun,
+    SeedOutcome,
     SubmissionIdentity,
     Track,
 )
 from ddchallenge.sampling.supervisor import Sampled, SamplingOrder
-from ddchallenge.scoring import mean_and_deviation
+from ddchallenge.scoring.statistics import accuracy_of, per_class_accuracies, total_confusion
 
 __all__ = ["imported_manifest", "result_of", "sampled_manifest"]
 
@@ -98,10 +100,18 @@ def result_of(
     epochs: int,
     seeds: tuple[int, ...],
     device: str,
-    runs: tuple[SeedRun, ...],
+    outcomes: tuple[SeedOutcome, ...],
+    *,
+    numerics: Numerics = "exact",
+    equivalence: str | None = None,
+    reference: Reference | None = None,
 ) -> Result:
-    """The result of scoring a bundle, with everything it was got from."""
+    """The result of scoring a bundle, with everything it was got from.
+
+    ``outcomes`` are one for each of ``seeds``, on all images of ``test``.
+    """
     manifest = bundle.manifest
+    runs = tuple(outcome.run for outcome in outcomes)
     environment = describe_environment(device)
     return Result(
         schema=RESULT_SCHEMA,
@@ -111,9 +121,11 @@ def result_of(
         ranked=manifest.ranked,
         protocol=ProtocolUse(
             id=protocol.id,
+            network=protocol.network,
             epochs=epochs,
             official=is_official(protocol, epochs, seeds),
-            numerics="exact",
+            numerics=numerics,
+            equivalence=equivalence,
             device=device,
         ),
         bundle=BundleSummary(
@@ -123,8 +135,10 @@ def result_of(
         ),
         sampling=_summary(manifest),
         runs=runs,
-        accuracy=mean_and_deviation(runs),
+        accuracy=accuracy_of(runs),
         chance=test.spec.chance,
+        per_class=per_class_accuracies(total_confusion(outcomes)),
+        reference=reference,
         marks=marks_of(manifest, test.spec, protocol, epochs, seeds),
         provenance=Provenance(
             version=environment.version,

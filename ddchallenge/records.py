@@ -30,14 +30,17 @@ __all__ = [
     "BundleSummary",
     "DatasetSpec",
     "DatasetSplit",
+    "Difference",
     "Environment",
     "GenerationTask",
+    "Interval",
     "LabeledImages",
     "Manifest",
     "Numerics",
     "PhaseSeconds",
     "ProtocolUse",
     "Provenance",
+    "Reference",
     "Result",
     "Rules",
     "SamplingLog",
@@ -58,10 +61,12 @@ Track = Literal["generative", "fixed-ipc"]
 OptionValue: TypeAlias = "str | int | float | bool | tuple[str | int | float | bool, ...]"
 
 Numerics = Literal["exact", "fast"]
+# The lower and the upper end of a confidence interval.
+Interval: TypeAlias = tuple[float, float]
 
 # Of the JSON forms of Manifest and Result; a change of either is a new number.
 MANIFEST_SCHEMA: Final = 1
-RESULT_SCHEMA: Final = 1
+RESULT_SCHEMA: Final = 2
 
 StopReason = Literal[
     "images",  # every image that was asked for has arrived
@@ -440,8 +445,9 @@ class ScoringStatus:
     ``epoch`` passes of this seed are done, and ``batch`` of ``batches`` of the next one; where
     several seeds go on side by side, this is the one that is furthest behind. ``fraction`` of all
     seeds' training is done, 0..1. ``loss`` is the mean training loss of the pass so far, or of the
-    one before it; None before the first batch. ``remaining_seconds`` is for all seeds together,
-    None until a batch was timed."""
+    one before it; None before the first batch. ``remaining_seconds`` is for all that is left,
+    None until a batch was timed. ``subject`` is what the networks are trained on: the bundle, or
+    the real images it is held against."""
 
     seed: int
     seeds_done: int
@@ -455,24 +461,69 @@ class ScoringStatus:
     remaining_seconds: float | None
     fraction: float
     activity: ScoringActivity
+    subject: Literal["bundle", "reference"] = "bundle"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """Over seed runs, 0..1; ``std`` is the sample deviation (n - 1), None for a single run."""
+    """What the accuracies of several seed runs say together, 0..1.
+
+    ``std`` is their sample deviation (n - 1) and ``ci95`` the 95 % t-interval of their mean, cut
+    to 0..1: where the mean would lie after very many seeds, with this bundle and this test set.
+    Both are None for a single run. ``test_error`` is about another test set, not other seeds: the
+    binomial standard error √(mean·(1 - mean)/n) of an accuracy measured on n test images. More
+    seeds don't make it smaller, since they meet the same images. It is exact for one network;
+    several that err on different images vary less together, so it is an upper bound for these.
+    Of a mean of exactly 0 or 1 it is 0 and says nothing."""
 
     mean: float
     std: float | None
+    ci95: Interval | None
+    test_error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A bundle's accuracy minus another's, seed by seed, -1..1.
+
+    ``std`` and ``ci95`` as in :class:`Accuracy`, of the seeds' differences; they too are about
+    other seeds and not about another test set."""
+
+    mean: float
+    std: float | None
+    ci95: Interval | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """Random real training images scored as the bundle was, as many a class as the bundle has.
+
+    ``runs`` are in the order of the bundle's; each has a subset of its own, drawn from its seed by
+    :func:`ddchallenge.scoring.reference.real_images`, and ``digests`` are these subsets' tensor
+    digests. They were drawn from ``training_images_per_class`` of the
+    ``official_images_per_class`` real images of the smallest class."""
+
+    training_digest: str
+    training_images_per_class: int
+    official_images_per_class: int
+    digests: tuple[str, ...]
+    runs: tuple[SeedRun, ...]
+    accuracy: Accuracy
+    difference: Difference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProtocolUse:
-    """How a bundle was scored. ``official`` means: the protocol's own epochs and seeds."""
+    """How a bundle was scored. ``official`` means: the protocol's own epochs and seeds.
+
+    ``equivalence`` says how far ``fast`` numerics may be from ``exact`` ones; None for these."""
 
     id: str
+    network: str
     epochs: int
     official: bool
     numerics: Numerics
+    equivalence: str | None
     device: str
 
 
@@ -527,7 +578,10 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One row of the leaderboard; ``result.json`` is this record, field by field."""
+    """One row of the leaderboard; ``result.json`` is this record, field by field.
+
+    ``per_class[label]`` is the accuracy on the test images of that class, 0..1, averaged over the
+    seeds. ``reference`` is None unless it was asked for."""
 
     schema: int
     track: Track
@@ -540,5 +594,7 @@ class Result:
     runs: tuple[SeedRun, ...]
     accuracy: Accuracy
     chance: float
+    per_class: tuple[float, ...]
+    reference: Reference | None
     marks: tuple[str, ...]
     provenance: Provenance

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 from safetensors.numpy import load_file
+from scipy import stats
 
 from ddchallenge import cli
 from ddchallenge.bundle import read_bundle
@@ -25,6 +26,7 @@ from ddchallenge.leaderboard import read_result
 from ddchallenge.rules import PROTOCOLS
 
 QUICK = ["--epochs", "1", "--seeds", "0,1", "--budget", "60s"]
+RUN = ["run", "--track", "generative", "--dataset", "digits"]
 
 
 @pytest.fixture(autouse=True)
@@ -71,18 +73,28 @@ def test_the_main_line_from_a_generator_to_a_row(ddchallenge, tmp_path, monkeypa
     assert document == json.loads((out / "result.json").read_text())
     assert set(document) >= {
         "schema", "track", "dataset", "submission", "protocol", "bundle", "sampling", "runs",
-        "accuracy", "chance", "marks", "provenance",
+        "accuracy", "chance", "per_class", "reference", "marks", "provenance",
     }  # fmt: skip
     assert document["protocol"] == {
-        "id": "eccv2024", "epochs": 1, "official": False, "numerics": "exact", "device": "cpu",
+        "id": "eccv2024", "network": "ConvNetD3-W128", "epochs": 1, "official": False,
+        "numerics": "exact", "equivalence": None, "device": "cpu",
     }  # fmt: skip
     assert document["bundle"]["images_per_class"] == [10, 10]
     assert document["sampling"]["stop"] == "images"
     accuracies = [run["accuracy"] for run in document["runs"]]
     assert document["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
     assert document["accuracy"]["std"] == pytest.approx(np.std(accuracies, ddof=1))
+    interval = stats.ttest_1samp(accuracies, 0).confidence_interval(0.95)
+    assert document["accuracy"]["ci95"] == pytest.approx(np.clip(interval, 0, 1))
+    mean = document["accuracy"]["mean"]
+    assert document["accuracy"]["test_error"] == pytest.approx((mean * (1 - mean) / 500) ** 0.5)
+    test_labels = load_split(get_dataset("digits"), "test").data.labels
+    weights = np.bincount(test_labels) / 500
+    assert np.dot(document["per_class"], weights) == pytest.approx(mean)
+    assert document["reference"] is None
 
-    assert {p.name for p in out.iterdir()} == {"bundle", "result.json", "worker.log"}
+    written = {"bundle", "result.json", "confusion.png", "worker.log"}
+    assert {p.name for p in out.iterdir()} == written
     tensors = load_file(out / "bundle" / "images.safetensors")
     assert tensors["images"].shape == (100, 3, 8, 8)
     assert tensors["images"].dtype == np.uint8
@@ -109,6 +121,104 @@ def test_halves_give_what_the_whole_gives(ddchallenge, tmp_path):
     assert one.bundle == two.bundle
     assert [r.accuracy for r in one.runs] == [r.accuracy for r in two.runs]
     assert one.bundle.images == 40
+
+
+def test_a_bundle_is_held_against_real_images(ddchallenge, tmp_path):
+    """`run --reference` scores real images under the same seeds, says so while it does, and puts
+    the paired difference into text and JSON; `score --reference` says the same."""
+    out = tmp_path / "out"
+    ended = ddchallenge(*RUN, *QUICK, "--reference", "--max-images", "50", "--out", out)
+    assert ended.status == 0, ended.err
+    result = read_result(out / "result.json")
+    reference = result.reference
+    assert [run.seed for run in reference.runs] == [0, 1]
+    pairs = [
+        run.accuracy - real.accuracy for run, real in zip(result.runs, reference.runs, strict=True)
+    ]
+    assert reference.difference.mean == pytest.approx(np.mean(pairs))
+    assert reference.training_digest == load_split(get_dataset("digits"), "train").digest
+    assert "scoring: reference, seed 0 (1/2)" in ended.err
+    assert "scoring: reference, seed 1 (2/2)" in ended.err
+    side = "above" if reference.difference.mean > 0 else "below"
+    assert f"points {side} random real images" in ended.out
+
+    again = ddchallenge(
+        "score", out, *QUICK[:4], "--reference", "--out", tmp_path / "again", "--json"
+    )
+    assert again.status == 0, again.err
+    document = json.loads(again.out)["reference"]
+    assert [run["accuracy"] for run in document["runs"]] == [r.accuracy for r in reference.runs]
+    assert document["difference"]["ci95"] == list(reference.difference.ci95)
+    assert document["digests"] == list(reference.digests)
+
+
+def test_too_few_real_images_are_said_before_anything_is_trained(
+    ddchallenge, tmp_path, monkeypatch
+):
+    """Status 2, the class, both numbers; the bundle stays and can be scored without."""
+    out = tmp_path / "out"
+    sampled = ddchallenge(
+        "sample", "--dataset", "digits", "--max-images", "1400", "--out", out,
+        "--submission", "gaussian",
+    )  # fmt: skip
+    assert sampled.status == 0, sampled.err
+    monkeypatch.setattr("ddchallenge.pipeline.score", None)
+    ended = ddchallenge("score", out, "--reference")
+    assert ended.status == 2
+    assert "--reference needs 140 real images of '0'" in " ".join(ended.err.split())
+    assert {path.name for path in out.iterdir()} == {"bundle", "worker.log"}
+
+
+def test_a_picture_that_cannot_be_written_costs_nothing_else(ddchallenge, tmp_path, monkeypatch):
+    """Result and table are there, the failure is told, the status is 1: also where the drawing
+    itself has an error."""
+    out = tmp_path / "out"
+    assert ddchallenge("sample", "--dataset", "digits", "--out", out).status == 0
+    for name, error in (("a", OSError(28, "No space left on device")), ("b", ValueError("odd"))):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+        ended = ddchallenge("score", out, "--epochs", "0", "--seeds", "0", "--out", tmp_path / name)
+        assert ended.status == 1
+        assert "confusion.png" in ended.err or "ValueError: odd" in ended.err
+        assert "submission" in ended.out
+        assert read_result(tmp_path / name / "result.json").runs[0].seed == 0
+        assert {path.name for path in (tmp_path / name).iterdir()} == {"result.json"}
+
+
+def test_an_interrupted_reference_says_how_to_go_on(ddchallenge, tmp_path, monkeypatch):
+    """Ctrl-C while real images are scored: the command that is printed asks for them again."""
+    out = tmp_path / "out"
+    assert ddchallenge("sample", "--dataset", "digits", "--out", out).status == 0
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ddchallenge.pipeline.score_reference", interrupt)
+    ended = ddchallenge("score", out, "--epochs", "0", "--seeds", "0,1", "--reference")
+    assert ended.status == 1
+    assert f"ddchallenge score {out / 'bundle'} --epochs 0 --seeds 0,1 --reference" in ended.err
+
+
+def test_classes_without_images_are_scored_and_said(ddchallenge, tmp_path):
+    """A bundle without eights and nines: the audit names them, the result is marked, and so is
+    every table it stands on; their accuracies are part of the mean."""
+    pixels, labels = tmp_path / "images.pt", tmp_path / "labels.pt"
+    torch.save(torch.arange(40 * 3 * 64).reshape(40, 3, 8, 8).to(torch.uint8), pixels)
+    torch.save(torch.arange(40) % 8, labels)
+    command = ["import", pixels, "--labels", labels, "--dataset", "digits"]
+    assert ddchallenge(*command, "--out", tmp_path / "B").status == 0
+    ended = ddchallenge("score", tmp_path / "B", *QUICK[:4])
+    assert ended.status == 0, ended.err
+    assert "2 of 10 classes have no image: 8, 9" in ended.err
+    assert "classes without images" in " ".join(ended.out.split())
+    result = read_result(tmp_path / "B" / "result.json")
+    assert "classes without images" in result.marks
+    assert len(result.per_class) == 10
+    board = ddchallenge("leaderboard", "--results", tmp_path)
+    assert "classes without images" in board.out
 
 
 def test_a_run_can_be_repeated_bit_for_bit(ddchallenge, tmp_path):
@@ -159,9 +269,6 @@ def test_the_fixed_ipc_track_takes_a_tensor(ddchallenge, tmp_path):
     assert refused.status == 2
     assert "exactly 10 images a class" in refused.err
     assert not (tmp_path / "b" / "bundle").exists()
-
-
-RUN = ["run", "--track", "generative", "--dataset", "digits"]
 
 
 @pytest.mark.parametrize(
@@ -298,14 +405,15 @@ def test_where_a_result_goes_is_settled_before_scoring(ddchallenge, tmp_path, mo
     assert ddchallenge("sample", "--dataset", "digits", "--out", out).status == 0
     (tmp_path / "file").write_text("mine")
     (tmp_path / "loop").symlink_to("loop")
-    (tmp_path / "done").mkdir()
-    (tmp_path / "done" / "result.json").write_text("mine")
+    for folder, name in (("done", "result.json"), ("drawn", "confusion.png")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text("mine")
 
     def never(*_, **__):
         raise AssertionError("scoring was started")
 
     monkeypatch.setattr("ddchallenge.pipeline.score", never)
-    for place in ("file", "file/in", "loop/in", "done"):
+    for place in ("file", "file/in", "loop/in", "done", "drawn"):
         ended = ddchallenge("score", out, "--out", tmp_path / place)
         assert ended.status == 2, ended.err
         assert str(tmp_path / place) in ended.err
@@ -454,6 +562,6 @@ def test_one_bad_result_does_not_take_the_leaderboard_down(ddchallenge, tmp_path
     ended = ddchallenge("leaderboard", "--results", tmp_path)
     assert ended.status == 0
     assert "10.0" in ended.out
-    assert ended.err.count("left out") == 3
+    assert ended.err.count(f"left out: {tmp_path}") == 3
     assert "\x1b[2J" not in ended.out + ended.err
     assert ddchallenge("leaderboard", "--results", tmp_path, "--json").status == 0

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader
 
 from ddchallenge.datasets.normalise import normalise
 from ddchallenge.errors import BundleError, RequestError, ScoringError, UnknownNameError
-from ddchallenge.records import Accuracy, DatasetSpec, LabeledImages, SeedRun
+from ddchallenge.records import DatasetSpec, LabeledImages, SeedRun
 from ddchallenge.rules import PROTOCOLS
-from ddchallenge.scoring import mean_and_deviation, recipes, resolve_device, runs, score
+from ddchallenge.scoring import recipes, resolve_device, runs, score
 from ddchallenge.scoring.data import DeviceImages
 from ddchallenge.scoring.networks import NETWORKS, convnet
 from ddchallenge.scoring.progress import ProgressReporter
@@ -426,33 +426,6 @@ def test_progress_of_seeds_side_by_side_is_that_of_the_last():
 
     assert (seen[0].seed, seen[0].epoch, seen[0].batch) == (8, 1, 1)
     assert seen[0].fraction == pytest.approx(17 / 24)
-
-
-def runs_of(*accuracies):
-    return [
-        SeedRun(
-            seed=seed,
-            accuracy=accuracy,
-            best_accuracy=None,
-            correct=round(accuracy * 1000),
-            test_images=1000,
-            final_loss=1.0,
-            seconds=1.0,
-        )
-        for seed, accuracy in enumerate(accuracies)
-    ]
-
-
-def test_mean_and_sample_deviation():
-    """0.2, 0.4, 0.9 have the mean 0.5 and, over n - 1, the deviation √0.13; one run has none."""
-    accuracy = mean_and_deviation(runs_of(0.2, 0.4, 0.9))
-
-    assert accuracy.mean == pytest.approx(0.5)
-    assert accuracy.std == pytest.approx(math.sqrt(0.13))
-    assert mean_and_deviation(runs_of(0.25)) == Accuracy(mean=0.25, std=None)
-    assert mean_and_deviation(runs_of(0.1, 0.1, 0.1)).std == 0
-    with pytest.raises(ValueError, match="no runs"):
-        mean_and_deviation([])
 
 
 MEMORY_PROGRAM = """

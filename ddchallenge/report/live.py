@@ -104,8 +104,9 @@ class ScoringDisplay(_Display):
         """Show where scoring is."""
         batch = f" batch {status.batch:,}/{status.batches:,}" if status.batch else ""
         loss = f"loss {status.loss:.4f}  " if status.loss is not None else ""
+        of_what = "reference, " if status.subject == "reference" else ""
         text = (
-            f"seed {status.seed} ({status.seeds_done + 1}/{status.seeds})  "
+            f"{of_what}seed {status.seed} ({status.seeds_done + 1}/{status.seeds})  "
             f"epoch {status.epoch:,}/{status.epochs:,}{batch}  {loss}"
             + (
                 f"{duration(status.remaining_seconds)} left"
@@ -113,7 +114,7 @@ class ScoringDisplay(_Display):
                 else status.activity
             )
         )
-        self._show(status.fraction, text, f"{status.seed} {status.activity}")
+        self._show(status.fraction, text, f"{status.subject} {status.seed} {status.activity}")
 
 
 @contextmanager

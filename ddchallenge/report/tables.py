@@ -2,34 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import groupby
+from collections.abc import Iterable, Sequence
+from itertools import groupby, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ddchallenge.datasets.inspection import Availability
 from ddchallenge.generator import ListedSubmission
 from ddchallenge.leaderboard import Leaderboard, Row
-from ddchallenge.records import Result
+from ddchallenge.records import Accuracy, Difference, Numerics, Reference, Result, SeedRun
+from ddchallenge.report.live import duration
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ddchallenge.scoring.estimate import Estimate
+
 __all__ = [
     "accuracy_text",
     "availability_table",
+    "estimates_table",
     "leaderboard_markdown",
     "leaderboard_tables",
     "per_class_text",
+    "protocol_text",
+    "reference_lines",
     "result_table",
     "submissions",
 ]
 
 
-def accuracy_text(result: Result) -> str:
+_SHOWN_CLASSES: Final = 5
+
+
+def accuracy_text(accuracy: Accuracy) -> str:
     """``87.40 ± 0.53`` in per cent; the deviation is left out for a single seed."""
-    mean, std = result.accuracy.mean, result.accuracy.std
-    return f"{mean:.2%}"[:-1] + ("" if std is None else f" ± {std:.2%}"[:-1])
+    deviation = "" if accuracy.std is None else f" ± {100 * accuracy.std:.2f}"
+    return f"{100 * accuracy.mean:.2f}{deviation}"
+
+
+def protocol_text(result: Result) -> str:
+    """``eccv2024, ConvNetD3-W128, exact numerics, 3 seeds``."""
+    use, seeds = result.protocol, len(result.runs)
+    counted = f"{seeds} seed{'s' if seeds != 1 else ''}"
+    return f"{use.id}, {use.network}, {use.numerics} numerics, {counted}"
+
+
+def estimates_table(estimates: Sequence[Estimate], chosen: Numerics) -> Table:
+    """What a score would take in each numerics; ``chosen`` is what it would be made with."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("numerics", "time", "a step", "steps", "first step", "tests", "memory"):
+        table.add_column(heading, justify="left" if heading == "numerics" else "right")
+    for estimate in estimates:
+        table.add_row(
+            estimate.numerics + (" (default)" if estimate.numerics == chosen else ""),
+            duration(estimate.seconds),
+            f"{1e3 * estimate.step_seconds:,.1f} ms",
+            f"{estimate.steps:,}",
+            f"{estimate.first_step_seconds:.1f} s",
+            duration(estimate.test_seconds),
+            f"{estimate.memory_bytes / 2**20:,.0f} MiB",
+        )
+    return table
 
 
 def per_class_text(images_per_class: tuple[int, int]) -> str:
@@ -48,12 +84,12 @@ def leaderboard_tables(board: Leaderboard) -> list[Table]:
         table = Table(title=escape(title), title_justify="left", title_style="bold")
         table.add_column("rank", justify="right")
         table.add_column("submission", no_wrap=True)
-        table.add_column("images a class", justify="right")
-        table.add_column("accuracy, %", justify="right")
-        table.add_column("chance, %", justify="right")
+        for header in ("images\na class", "accuracy,\n%", "chance,\n%"):
+            table.add_column(header, justify="right", no_wrap=True)
         table.add_column("marks", overflow="fold")
         for row in rows:
-            table.add_row(*map(escape, _cells(row)))
+            *facts, marks = _cells(row)
+            table.add_row(*map(escape, facts), escape(marks.replace("; ", ";\n")))
         tables.append(table)
     return tables
 
@@ -86,27 +122,52 @@ def _cells(row: Row) -> tuple[str, ...]:
         str(row.rank) if row.rank else "–",
         result.submission.name,
         per_class_text(result.bundle.images_per_class),
-        accuracy_text(result),
+        accuracy_text(result.accuracy),
         f"{result.chance:.1%}"[:-1],
-        "; ".join(result.marks),
+        "; ".join((*_numerics(result), *result.marks)),
     )
 
 
-def result_table(result: Result) -> Table:
-    """A result, a line a fact."""
+def _numerics(result: Result) -> tuple[str, ...]:
+    return ("fast numerics",) if result.protocol.numerics == "fast" else ()
+
+
+def result_table(result: Result, class_names: Sequence[str]) -> Table:
+    """A result, a line a fact. ``class_names[label]`` are the dataset's."""
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim")
+    table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    bundle = result.bundle
-    seeds = ", ".join(f"{run.accuracy:.2%}"[:-1] for run in result.runs)
-    table.add_row("submission", f"{escape(result.submission.name)} on {result.dataset}")
+    bundle, accuracy = result.bundle, result.accuracy
+    table.add_row("submission", f"{escape(result.submission.name)} on {escape(result.dataset)}")
     table.add_row(
         "accuracy",
-        f"[bold]{accuracy_text(result)} %[/]  (seeds: {seeds}; chance {result.chance:.1%})",
+        f"[bold]{accuracy_text(accuracy)} %[/]  ({_seeds(result.runs)}; "
+        f"chance {result.chance:.1%})",
     )
+    if accuracy.ci95 is not None:
+        low, high = accuracy.ci95
+        table.add_row("interval", f"{100 * low:.2f} to {100 * high:.2f} %  (95 %, over seeds)")
+    table.add_row(
+        "test set",
+        f"± {100 * accuracy.test_error:.2f} points  (standard error of "
+        f"{result.runs[0].test_images:,} images, at any seeds)",
+    )
+    best = [run.best_accuracy for run in result.runs if run.best_accuracy is not None]
+    if best:
+        table.add_row(
+            "best pass",
+            f"{100 * sum(best) / len(best):.2f} %  (optimistic: the test set itself chose it)",
+        )
+    if result.reference is not None:
+        for number, line in enumerate(reference_lines(result.reference)):
+            table.add_row("" if number else "reference", line)
+    table.add_row("classes", _classes(result.per_class, class_names))
+    table.add_row("scored by", escape(protocol_text(result)))
+    if result.protocol.equivalence:
+        table.add_row("", escape(result.protocol.equivalence))
     table.add_row("images", f"{bundle.images:,}, {per_class_text(bundle.images_per_class)} a class")
     if result.sampling is not None:
         log = result.sampling
@@ -122,6 +183,74 @@ def result_table(result: Result) -> Table:
     if result.marks:
         table.add_row("marks", f"[yellow]{escape('; '.join(result.marks))}[/]")
     return table
+
+
+def reference_lines(reference: Reference) -> list[str]:
+    """What random real images scored, and how the bundle compares with them, in sentences."""
+    difference = reference.difference
+    lines = [
+        f"{accuracy_text(reference.accuracy)} %  (random real images; {_seeds(reference.runs)})",
+        f"this bundle is {_compared(difference)} random real images",
+    ]
+    if difference.ci95 is not None:
+        lines.append(_interval(*difference.ci95))
+    there, official = reference.training_images_per_class, reference.official_images_per_class
+    if there < official:
+        lines.append(f"(drawn from {there:,} of {official:,} training images a class)")
+    return lines
+
+
+def _compared(difference: Difference) -> str:
+    points = 100 * difference.mean
+    if abs(points) < 0.005:
+        return "level with"
+    deviation = "" if difference.std is None else f" ± {100 * difference.std:.2f}"
+    return f"{abs(points):.2f}{deviation} points {'above' if points > 0 else 'below'}"
+
+
+def _interval(low: float, high: float) -> str:
+    low, high = 100 * low, 100 * high
+    if low <= 0 <= high:
+        return f"no difference shown: 95 % from {abs(low):.2f} points below to {high:.2f} above"
+    nearer, farther = sorted((abs(low), abs(high)))
+    side = "above" if low > 0 else "below"
+    return f"95 % interval over seeds: {nearer:.2f} to {farther:.2f} points {side}"
+
+
+def _seeds(runs: Sequence[SeedRun]) -> str:
+    return "seeds: " + ", ".join(f"{100 * run.accuracy:.2f}" for run in runs)
+
+
+def _classes(accuracies: Sequence[float], names: Sequence[str]) -> Table:
+    """Two columns of classes and their accuracies: all of few, else the best and the worst."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 1))
+    for _ in range(2):
+        grid.add_column(max_width=24, no_wrap=True, overflow="ellipsis")
+        grid.add_column(min_width=7, justify="right", no_wrap=True)
+        grid.add_column(min_width=2)
+    ranked = sorted(range(len(accuracies)), key=lambda label: -accuracies[label])
+    if len(ranked) <= 2 * _SHOWN_CLASSES:
+        half = -(-len(ranked) // 2)
+        left, right = ranked[:half], ranked[half:]
+    else:
+        left, right = ranked[:_SHOWN_CLASSES], ranked[-_SHOWN_CLASSES:]
+        right.sort(key=lambda label: accuracies[label])
+        last = accuracies[right[-1]]
+        alike = sum(accuracy == last for accuracy in accuracies)
+        # Where dozens of classes are at zero, which five are shown is chance.
+        more = alike > sum(accuracies[label] == last for label in right)
+        worst = f"worst, {alike} at {last:.1%}" if more else "worst"
+        grid.add_row("[dim]best[/]", "", "", f"[dim]{worst}[/]")
+    for pair in zip_longest(left, right):
+        cells = []
+        for label in pair:
+            if label is not None:
+                cells += [escape(names[label]), f"{accuracies[label]:.1%}", ""]
+        grid.add_row(*cells)
+    return grid
 
 
 def availability_table(found: Iterable[Availability]) -> Table:

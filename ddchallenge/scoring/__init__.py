@@ -20,14 +20,20 @@ from ddchallenge.records import (
     ScoringStatus,
     SeedOutcome,
 )
-from ddchallenge.scoring.statistics import mean_and_deviation
 
 if TYPE_CHECKING:
     import torch
 
     from ddchallenge.scoring.checkpoint import Checkpoints
 
-__all__ = ["check_epochs", "check_seeds", "mean_and_deviation", "resolve_device", "score"]
+__all__ = [
+    "check_epochs",
+    "check_numerics",
+    "check_seeds",
+    "numerics_of",
+    "resolve_device",
+    "score",
+]
 
 
 def score(
@@ -142,6 +148,29 @@ def check_epochs(protocol: ScoringProtocol, epochs: int) -> None:
             f"Expected {fewest} epochs or more, found {epochs}.\nThe protocol {protocol.id!r} has "
             f"{f'{fixed} to {max(numbers)}, by images a class' if numbers else fixed}."
         )
+
+
+def numerics_of(protocol: ScoringProtocol) -> tuple[Numerics, ...]:
+    """The numerics that know how the protocol trains."""
+    return ("exact", "fast") if protocol.recipe == "eccv2024" else ("exact",)
+
+
+def check_numerics(name: str, protocol: ScoringProtocol) -> Numerics:
+    """The numerics of that name, as far as they know the protocol.
+
+    Raises :class:`UnknownNameError` for another name, :class:`RequestError` where fast numerics do
+    not know how the protocol trains.
+    """
+    if name == "exact":
+        return "exact"
+    if name != "fast":
+        raise UnknownNameError("numerics", name, ["exact", "fast"])
+    if "fast" not in numerics_of(protocol):
+        raise RequestError(
+            f"Fast numerics know the training of eccv2024, not that of {protocol.id}.\n"
+            "Leave --numerics out, or use --numerics exact."
+        )
+    return "fast"
 
 
 def check_seeds(seeds: Sequence[int]) -> None:

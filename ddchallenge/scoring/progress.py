@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 from ddchallenge.records import ScoringActivity, ScoringStatus
 
 if TYPE_CHECKING:
     from ddchallenge.scoring.training import Training
 
-__all__ = ["ProgressReporter"]
+__all__ = ["ProgressReporter", "part_of"]
 
 INTERVAL_SECONDS: Final = 0.2
 
@@ -78,3 +79,32 @@ class ProgressReporter:
                 activity=activity,
             )
         )
+
+
+def part_of(
+    tell: Callable[[ScoringStatus], None] | None, *, before: int, after: int, **changes: Any
+) -> Callable[[ScoringStatus], None] | None:
+    """Tells of work that is one of several parts of equal length, so many before and after it.
+
+    The fraction done and the time left are of all parts; ``changes`` are made to every status.
+    None where nobody is told.
+    """
+    if tell is None:
+        return None
+    length: float | None = None
+
+    def told(status: ScoringStatus) -> None:
+        nonlocal length
+        left, fraction = status.remaining_seconds, status.fraction
+        if left is not None and fraction < 1:
+            length = left / (1 - fraction)
+        tell(
+            replace(
+                status,
+                fraction=(before + fraction) / (before + 1 + after),
+                remaining_seconds=None if left is None else left + after * (length or 0.0),
+                **changes,
+            )
+        )
+
+    return told
