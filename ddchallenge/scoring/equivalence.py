@@ -8,13 +8,15 @@ establish equivalence where the 90 % interval of the mean difference lies within
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ddchallenge.jsonio import from_json, read_json
-from ddchallenge.records import Numerics
+from ddchallenge.records import Interval, Numerics
+from ddchallenge.scoring.statistics import t_interval
 
 __all__ = ["FILE", "MARGIN", "Equivalence", "default_numerics", "measured", "of_differences"]
 
@@ -44,7 +46,7 @@ class Equivalence:
     exact_mean: float
     fast_mean: float
     difference: float
-    interval90: tuple[float, float]
+    interval90: Interval
     largest_difference: float
     commit: str | None
     torch: str
@@ -74,17 +76,15 @@ class _Table:
     measurements: tuple[Equivalence, ...]
 
 
-def of_differences(differences: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """Mean and 90 % t-interval of at least two paired differences."""
-    from scipy import stats
+def of_differences(differences: Sequence[float]) -> tuple[float, Interval]:
+    """Mean and 90 % t-interval of paired differences.
 
-    n = len(differences)
-    mean = sum(differences) / n
-    if all(difference == differences[0] for difference in differences):
-        return mean, (mean, mean)
-    error = float(stats.sem(differences))
-    low, high = stats.t.interval(LEVEL, n - 1, loc=mean, scale=error)
-    return mean, (float(low), float(high))
+    Raises :class:`ValueError` for fewer than two.
+    """
+    interval = t_interval(differences, LEVEL)
+    if interval is None:
+        raise ValueError("one difference says nothing about their spread")
+    return statistics.mean(differences), interval
 
 
 def measured(device: str, dataset: str, protocol: str) -> Equivalence | None:
