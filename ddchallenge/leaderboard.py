@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from ddchallenge.datasets.class_folders import is_class_folders_name
 from ddchallenge.errors import OutputError, RequestError
 from ddchallenge.generator import Submission
 from ddchallenge.jsonio import DocumentError, from_json, read_json, to_json, write_json
@@ -23,6 +24,7 @@ __all__ = [
     "check_recordable",
     "collect",
     "counts_as_official",
+    "group_of_tests",
     "read_result",
     "record_path",
     "result_document",
@@ -43,7 +45,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Leaderboard:
-    """Rows grouped by dataset, track and protocol, best first; and files that are no results."""
+    """Rows grouped by test set, track and protocol, best first; and files that are no results."""
 
     rows: tuple[Row, ...]
     problems: tuple[str, ...]
@@ -106,9 +108,9 @@ def collect(submissions: Iterable[Submission], folders: Iterable[Path] = ()) -> 
 
     ``folders`` are searched for ``*.json`` and, run folders being what they are, for
     ``*/result.json``. Ranked among themselves: official results of ranked submissions with the
-    same dataset, track and protocol, by mean accuracy. The others stand in the same order without
-    a rank. A result beside a submission of another name is left out (a copied folder); one of
-    another version of the submission is marked.
+    same dataset, test images, track and protocol, by mean accuracy. The others stand in the same
+    order without a rank. A result beside a submission of another name is left out (a copied
+    folder); one of another version of the submission is marked.
     """
     found: list[tuple[Result, Path]] = []
     problems: list[str] = []
@@ -149,7 +151,7 @@ def _of_submission(result: Result, path: Path, submission: Submission) -> Result
 def _ranked(found: list[tuple[Result, Path]]) -> tuple[Row, ...]:
     found.sort(key=lambda item: (*_group(item[0]), -item[0].accuracy.mean, str(item[1])))
     rows = []
-    last_group: tuple[str, str, str] | None = None
+    last_group: tuple[str, ...] | None = None
     rank = 0
     for result, path in found:
         if _group(result) != last_group:
@@ -160,5 +162,14 @@ def _ranked(found: list[tuple[Result, Path]]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _group(result: Result) -> tuple[str, str, str]:
-    return result.dataset, result.track, result.protocol.id
+def _group(result: Result) -> tuple[str, ...]:
+    return result.dataset, group_of_tests(result), result.track, result.protocol.id
+
+
+def group_of_tests(result: Result) -> str:
+    """What tells test sets of one name apart: eight hex digits for class folders, else nothing.
+
+    The others are known to be what their name says; of two people's folders only the classes are.
+    """
+    named = not is_class_folders_name(result.dataset)
+    return "" if named else result.provenance.test_digest[:8]

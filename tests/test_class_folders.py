@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from ddchallenge.bundle import read_bundle
 from ddchallenge.datasets.class_folders import is_class_folders_name
 from ddchallenge.errors import DataError, MissingDataError, RequestError, UnknownNameError
 from ddchallenge.generator import find_submission, require_dataset
+from ddchallenge.leaderboard import group_of_tests, read_result
 from ddchallenge.rules import TRACKS
 from ddchallenge.sampling.supervisor import SamplingOrder, sample
 
@@ -467,3 +469,28 @@ def test_data_commands_take_class_folders(ddchallenge, tmp_path):
     assert document["train"]["images"] == 9
     assert "nothing to download" in ddchallenge("data", "fetch", f"folder:{root}")[1]
     assert ddchallenge("data", "verify", f"folder:{root}/train")[0] == 2
+
+
+def test_two_peoples_folders_of_one_name_are_two_tables(ddchallenge, tmp_path, monkeypatch):
+    """Same name, size and classes, but other test images: nobody is ranked against the other, and
+    the headings tell them apart; digits, known by name, is one table whoever scored it."""
+    monkeypatch.chdir(tmp_path)
+    folders = [make(tmp_path / str(test) / "set", test=test) for test in (2, 3)]
+    names = set()
+    for number, root in enumerate(folders):
+        data, out = ["--dataset", f"folder:{root}"], tmp_path / f"o{number}"
+        quick = ["--epochs", "0", "--seeds", "0", "--max-images", "3", "--out", out]
+        status, _, err = ddchallenge("run", "--track", "generative", *data, *quick)
+        assert status == 0, err
+        names.add(read_result(out / "result.json").dataset)
+    assert len(names) == 1
+    (name,) = names
+    status, out, _ = ddchallenge("leaderboard", "--results", ".", "--dataset", name, "--markdown")
+    assert status == 0
+    headings = [line for line in out.splitlines() if line.startswith(f"**{name} (test images ")]
+    assert len(set(headings)) == 2
+
+    digits = [replace(read_result(tmp_path / "o0" / "result.json"), dataset="digits")]
+    other = replace(digits[0].provenance, test_digest="0" * 64)
+    digits.append(replace(digits[0], provenance=other))
+    assert {group_of_tests(result) for result in digits} == {""}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from ddchallenge.datasets.inspection import Availability
 from ddchallenge.generator import ListedSubmission
-from ddchallenge.leaderboard import Leaderboard, Row
+from ddchallenge.leaderboard import Leaderboard, Row, group_of_tests
 from ddchallenge.records import Accuracy, Difference, Numerics, Reference, Result, SeedRun
 from ddchallenge.report.live import duration
 
@@ -113,7 +113,9 @@ def leaderboard_markdown(board: Leaderboard) -> str:
 
 def _heading(row: Row) -> str:
     result = row.result
-    return f"{result.dataset} · {result.track} · {result.protocol.id}"
+    tests = group_of_tests(result)
+    which = f" (test images {tests})" if tests else ""
+    return f"{result.dataset}{which} · {result.track} · {result.protocol.id}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
