@@ -412,13 +412,13 @@ class Bundle:
 class SeedRun:
     """One network trained and tested. ``accuracy`` is 0..1, ``correct`` counts test images.
 
-    ``best_accuracy`` is the highest any pass had, where the protocol tests after every pass, else
-    None. It is chosen by the test set itself and therefore optimistic: never the score.
+    ``optimistic_best_accuracy`` is the highest of all tests, where the protocol tests on the way,
+    else None. The test set itself chose it, so it is optimistic and never the score.
     ``final_loss`` is the mean training loss of the last epoch, None if it was not finite."""
 
     seed: int
     accuracy: float
-    best_accuracy: float | None
+    optimistic_best_accuracy: float | None
     correct: int
     test_images: int
     final_loss: float | None

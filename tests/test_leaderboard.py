@@ -64,7 +64,7 @@ def result(name: str, mean: float, **changes) -> Result:
             SeedRun(
                 seed=0,
                 accuracy=mean,
-                best_accuracy=None,
+                optimistic_best_accuracy=None,
                 correct=1,
                 test_images=2,
                 final_loss=None,

@@ -124,7 +124,7 @@ def run_of(seed, accuracy):
     return SeedRun(
         seed=seed,
         accuracy=accuracy,
-        best_accuracy=None,
+        optimistic_best_accuracy=None,
         correct=round(accuracy * 100),
         test_images=100,
         final_loss=None,

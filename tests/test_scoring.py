@@ -103,7 +103,7 @@ def test_a_score_is_the_oracles_count(digits):
     assert outcome.run == SeedRun(
         seed=4,
         accuracy=correct / 597,
-        best_accuracy=None,
+        optimistic_best_accuracy=None,
         correct=correct,
         test_images=597,
         final_loss=losses[-1],

@@ -29,7 +29,7 @@ def runs_of(*accuracies, test_images=1000):
         SeedRun(
             seed=seed,
             accuracy=accuracy,
-            best_accuracy=None,
+            optimistic_best_accuracy=None,
             correct=round(accuracy * test_images),
             test_images=test_images,
             final_loss=1.0,

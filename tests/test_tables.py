@@ -149,7 +149,7 @@ def test_a_reference_from_a_part_of_the_training_set_says_so():
 def test_the_best_pass_is_called_optimistic():
     """Where a protocol tests after every pass, its best is there, and never as the score."""
     row = scored(0.5, 0.25)
-    runs = tuple(replace(run, best_accuracy=run.accuracy + 0.1) for run in row.runs)
+    runs = tuple(replace(run, optimistic_best_accuracy=run.accuracy + 0.1) for run in row.runs)
     lines = shown(replace(row, runs=runs))
     assert "best pass   47.50 %  (optimistic: the test set itself chose it)" in lines
     assert lines[1].startswith("accuracy    37.50 ± 17.68 %")

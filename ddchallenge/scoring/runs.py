@@ -187,7 +187,7 @@ class _Scoring:
             run=SeedRun(
                 seed=training.seed,
                 accuracy=correct / len(self._test),
-                best_accuracy=training.best_accuracy,
+                optimistic_best_accuracy=training.best_accuracy,
                 correct=correct,
                 test_images=len(self._test),
                 final_loss=final_loss if math.isfinite(final_loss) else None,
