@@ -42,8 +42,8 @@ class Plan:
 
 PLANS = [
     Plan("digits", PROTOCOL.epochs, 10, 20),
-    Plan("cifar100", 30, 5, 10),
-    Plan("tinyimagenet", 15, 2, 8),
+    Plan("cifar100", 30, 5, 6),
+    Plan("tinyimagenet", 15, 2, 6),
 ]
 
 

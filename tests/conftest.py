@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
 from ddchallenge.generator import Submission, read_submission
+from ddchallenge.scoring import equivalence
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# Decoded data sets and compiled steps are shared by the tests, and gone after them.
+CACHE = Path(tempfile.mkdtemp(prefix="ddchallenge-tests-"))
+os.environ["DDCHALLENGE_CACHE"] = str(CACHE)
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_scored_before(monkeypatch):
+    """No test goes on from another's checkpoints, or compiles unless it asks for fast numerics."""
+    shutil.rmtree(CACHE / "checkpoints", ignore_errors=True)
+    monkeypatch.setattr(equivalence, "FILE", CACHE / "no-equivalence.json")
 
 
 @pytest.fixture

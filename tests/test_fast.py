@@ -1,6 +1,7 @@
 """Fast numerics against exact ones: the same training in other arithmetic."""
 
 import dataclasses
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -186,3 +187,36 @@ def test_fast_numerics_refuse_what_they_do_not_know():
 def test_exact_and_fast_steppers_are_the_two_in_the_table():
     """What the command line offers is what there is."""
     assert set(runs.STEPPERS.items()) == {("exact", ExactStepper), ("fast", FastStepper)}
+
+
+def test_a_graph_is_captured_after_the_trial_and_replayed_for_every_batch(tiny, monkeypatch):
+    """With CUDA's graphs played by a stand-in that records what is run under it: one capture for
+    each size of batch, replays for every step, and the weights of a run without graphs."""
+    captured, replayed = [], []
+
+    class Graph:
+        def replay(self):
+            replayed.append(self.size)
+            self.run(self.size)
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    plain = FastStepper._captured
+
+    def as_on_cuda(stepper, size):
+        with monkeypatch.context() as patch:
+            patch.setattr(DeviceImages, "device", torch.device("cuda"))
+            replay = plain(stepper, size)
+        graph = replay.__self__
+        graph.run, graph.size = stepper._run, size
+        captured.append(size)
+        return replay
+
+    request = {"epochs": 2, "seed": 0, "stepper": uncompiled}
+    without, _ = trainer.train_network(random_images(300), SPEC, tiny, **request)
+    monkeypatch.setattr(FastStepper, "_captured", as_on_cuda)
+    network, _ = trainer.train_network(random_images(300), SPEC, tiny, **request)
+
+    assert (captured, replayed) == ([256, 44], [256, 44] * 3)
+    for mine, theirs in zip(network.parameters(), without.parameters(), strict=True):
+        assert torch.equal(mine, theirs)

@@ -235,7 +235,8 @@ def test_real_images_held_against_themselves_differ_by_nothing(quick, tmp_path):
     assert result.reference.difference.mean == 0
     assert result.reference.difference.ci95 is None
     assert result.reference.digests == (bundle.manifest.digest,)
-    assert [s.subject for s in told if s.epoch == 0] == ["bundle", "reference"]
+    # The same images were scored once already: nothing is trained a second time.
+    assert {status.subject for status in told} == {"bundle"}
 
 
 def test_a_reference_is_what_scoring_its_images_gives(quick, tmp_path):
