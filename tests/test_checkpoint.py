@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -274,6 +275,17 @@ def test_a_place_that_cannot_be_written_costs_the_checkpoints_only(digits, tmp_p
 
     assert plain(outcomes) == plain(run(digits, tmp_path / "clean"))
     assert len([line for line in said if line.startswith("No checkpoints are kept")]) == 1
+
+
+def test_what_nobody_came_back_for_is_deleted(digits, tmp_path):
+    """Files of last year go when a checkpoint is written, those of last week stay."""
+    for name, days in (("old.safetensors", 365), ("new.set-aside", 7)):
+        (tmp_path / name).write_text("")
+        then = time.time() - days * 24 * 3600
+        os.utime(tmp_path / name, (then, then))
+    path = state_file(digits, tmp_path)
+
+    assert {file.name for file in tmp_path.iterdir()} == {"new.set-aside", path.name}
 
 
 def test_nothing_in_a_checkpoint_is_unpickled(digits, tmp_path):

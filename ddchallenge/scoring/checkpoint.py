@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +33,7 @@ __all__ = ["Checkpoints"]
 FORMAT: Final = 1
 # Weights and momenta of the largest network in the table are a tenth of this.
 MAX_BYTES: Final = 1 << 30
+KEPT_SECONDS: Final = 30 * 24 * 3600.0
 _HEADER: Final = "ddchallenge"
 
 
@@ -50,6 +52,7 @@ class Checkpoints:
         self._key = dict(key)
         self._say = say
         self._unwritable = False
+        self._pruned = False
 
     def path(self, seed: int) -> Path:
         """The file of a seed; it need not exist."""
@@ -116,7 +119,19 @@ class Checkpoints:
         except OSError:
             pass  # it will be found again, and is right
 
+    def _prune(self) -> None:
+        # What was abandoned, or set aside, that long ago nobody comes back for.
+        for file in self._folder.glob("*.*"):
+            try:
+                if time.time() - file.stat().st_mtime > KEPT_SECONDS:
+                    file.unlink()
+            except OSError:
+                pass  # somebody else was quicker, or it is not ours to delete
+
     def _save(self, seed: int, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
+        if not self._pruned:
+            self._prune()
+            self._pruned = True
         contents = {name: tensor.contiguous() for name, tensor in tensors.items()}
         header = header | {
             "format": FORMAT,

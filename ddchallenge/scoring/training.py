@@ -25,12 +25,12 @@ __all__ = ["MakeStepper", "Stepper", "Training"]
 
 
 class Stepper(Protocol):
-    """The arithmetic of a step: forward, backward, update.
+    """The arithmetic of a step: forward, backward, update."""
 
-    ``first_step`` says what the first step spends its time on.
-    """
-
-    first_step: ScoringActivity
+    @property
+    def first_step(self) -> ScoringActivity:
+        """What the first step spends its time on."""
+        ...
 
     @property
     def notes(self) -> Sequence[str]:
