@@ -315,13 +315,16 @@ def full_gpu():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
 
-@pytest.mark.parametrize("fill", [full_main_memory, full_gpu])
-def test_memory_running_out_is_an_error_with_advice(monkeypatch, fill):
-    """The allocator's complaint becomes a ScoringError that says what was being trained on."""
+@pytest.mark.parametrize(
+    ("fill", "wanted"), [(full_main_memory, f"{2**58} bytes"), (full_gpu, "20.00 MiB")]
+)
+def test_memory_running_out_is_an_error_with_advice(monkeypatch, fill, wanted):
+    """The allocator's complaint becomes a ScoringError that says what was being trained on and
+    how much more was wanted."""
     monkeypatch.setattr(runs, "train_and_test", lambda *args, **kwargs: fill())
     data = random_images(20, 8, 10)
 
-    with pytest.raises(ScoringError, match="20 images of 8×8"):
+    with pytest.raises(ScoringError, match=f"20 images of 8×8; {wanted} more were wanted"):
         score(data, data, SPEC, PROTOCOL, epochs=1, device="cpu")
 
 

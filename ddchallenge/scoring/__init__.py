@@ -8,6 +8,7 @@ is imported when a device is chosen or a network is trained.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -109,7 +110,7 @@ def score(
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error, torch.OutOfMemoryError):
             raise
-        raise ScoringError(_out_of_memory(chosen, train, spec)) from error
+        raise ScoringError(_out_of_memory(chosen, train, spec, str(error))) from error
 
 
 def resolve_device(name: str) -> str:
@@ -212,8 +213,12 @@ def _is_out_of_memory(error: Exception, on_device: type[torch.OutOfMemoryError])
     return isinstance(error, (MemoryError, on_device)) or "allocate memory" in str(error)
 
 
-def _out_of_memory(device: str, train: LabeledImages, spec: DatasetSpec) -> str:
+def _out_of_memory(device: str, train: LabeledImages, spec: DatasetSpec, complaint: str) -> str:
     what = f"{len(train)} images of {spec.image_size}×{spec.image_size}"
+    # The allocator's own words, the only place where it says how much it wanted.
+    wanted = re.search(r"ried to allocate ([\d.]+ ?[KMGTi]*B|\d+ bytes)", complaint)
+    if wanted:
+        what += f"; {wanted[1]} more were wanted"
     if device == "cpu":
         return (
             f"The memory ran out while training on {what}.\n"
@@ -221,6 +226,6 @@ def _out_of_memory(device: str, train: LabeledImages, spec: DatasetSpec) -> str:
         )
     return (
         f"The memory of {device} ran out while training on {what}.\n"
-        "See with nvidia-smi what else uses it, pick another (--device cuda:1), "
-        "or score on --device cpu."
+        "See with nvidia-smi what else uses it, pick another (--device cuda:1), or use\n"
+        "--numerics fast, which takes a batch in parts where it has to, or --device cpu."
     )
