@@ -43,7 +43,7 @@ class Plan:
 PLANS = [
     Plan("digits", PROTOCOL.epochs, 10, 20),
     Plan("cifar100", 30, 5, 6),
-    Plan("tinyimagenet", 15, 2, 6),
+    Plan("tinyimagenet", 15, 2, 5),
 ]
 
 

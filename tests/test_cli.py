@@ -24,15 +24,10 @@ from ddchallenge.bundle import read_bundle
 from ddchallenge.datasets import get_dataset, load_split
 from ddchallenge.leaderboard import read_result
 from ddchallenge.rules import PROTOCOLS
+from ddchallenge.scoring import fast
 
 QUICK = ["--epochs", "1", "--seeds", "0,1", "--budget", "60s"]
 RUN = ["run", "--track", "generative", "--dataset", "digits"]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """Decoded data sets go to a folder of the test session's own."""
-    monkeypatch.setenv("DDCHALLENGE_CACHE", str(tmp_path_factory.getbasetemp() / "decoded"))
 
 
 class Ended:
@@ -565,3 +560,72 @@ def test_one_bad_result_does_not_take_the_leaderboard_down(ddchallenge, tmp_path
     assert ended.err.count(f"left out: {tmp_path}") == 3
     assert "\x1b[2J" not in ended.out + ended.err
     assert ddchallenge("leaderboard", "--results", tmp_path, "--json").status == 0
+
+
+@pytest.fixture
+def sampled(ddchallenge, tmp_path):
+    """A folder with a small bundle of digits."""
+    out = tmp_path / "sampled"
+    assert ddchallenge("sample", "--dataset", "digits", "--out", out).status == 0
+    return out
+
+
+def test_an_estimate_trains_nothing_and_writes_nothing(ddchallenge, sampled, monkeypatch):
+    """A row for each numerics, the default marked; as JSON seconds and bytes; no result."""
+    monkeypatch.setattr(fast, "_compiled", lambda: fast._loss)
+    before = sorted(sampled.rglob("*"))
+    ended = ddchallenge("score", sampled, "--estimate")
+    assert ended.status == 0, ended.err
+    lines = ended.out.splitlines()
+    assert [line.split()[0] for line in lines] == ["numerics", "exact", "fast"]
+    assert "exact (default)" in ended.out
+    exact, quick = json.loads(ddchallenge("score", sampled, "--estimate", "--json").out)
+    assert (exact["numerics"], quick["numerics"]) == ("exact", "fast")
+    assert exact["steps"] == 1001
+    assert exact["seconds"] > exact["step_seconds"] * 3 * 1000
+    assert exact["memory_bytes"] > 100 << 20
+    assert sorted(sampled.rglob("*")) == before
+
+
+def test_a_run_of_hours_says_so_before_it_starts(ddchallenge, sampled, monkeypatch):
+    """A hundred million passes would take weeks: the time is said, then training begins, from
+    which an interrupt comes back with the line to go on with."""
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ddchallenge.pipeline.score", interrupted)
+    ended = ddchallenge("score", sampled, "--epochs", "100000000", "--numerics", "exact")
+    assert ended.status == 1
+    assert "with exact numerics on cpu. It can be interrupted and gone on with" in ended.err
+    again = f"ddchallenge score {sampled / 'bundle'} --epochs 100000000 --numerics exact"
+    assert "what was trained. To go on:" in ended.err
+    assert again in ended.err
+
+
+def test_numerics_are_chosen_said_and_recorded(ddchallenge, sampled, monkeypatch):
+    """--numerics fast, not measured on this device, says so in text and JSON; another word is
+    refused with the choices, and imagewoof with what it knows."""
+    monkeypatch.setattr(fast, "_compiled", lambda: fast._loss)
+    quick = ["--epochs", "1", "--seeds", "0"]
+    ended = ddchallenge("score", sampled, *quick, "--numerics", "fast")
+    assert ended.status == 0, ended.err
+    assert "fast numerics: equivalence not measured here" in ended.out
+    document = json.loads((sampled / "result.json").read_text())
+    assert document["protocol"]["numerics"] == "fast"
+    refused = ddchallenge("score", sampled, "--numerics", "FAST")
+    assert refused.status == 2
+    assert "exact, fast" in refused.err
+    refused = ddchallenge("score", sampled, "--protocol", "imagewoof", "--numerics", "fast")
+    assert refused.status == 2
+    assert "--numerics exact" in refused.err
+
+
+def test_a_score_that_was_written_begins_anew(ddchallenge, sampled, tmp_path):
+    """Checkpoints go with the result: nothing is left of them, and a second score trains again."""
+    kept = Path(os.environ["DDCHALLENGE_CACHE"]) / "checkpoints"
+    quick = ["score", sampled, "--epochs", "1", "--seeds", "0,1"]
+    assert ddchallenge(*quick, "--out", tmp_path / "one").status == 0
+    assert not list(kept.glob("*.safetensors"))
+    ended = ddchallenge(*quick, "--out", tmp_path / "two")
+    assert "was trained and tested before" not in ended.err

@@ -50,12 +50,14 @@ def in_float32(monkeypatch):
 
 
 @pytest.mark.usefixtures("in_float32")
+@pytest.mark.parametrize("many", [1, 100], ids=["cut", "filled up"])
 @pytest.mark.parametrize("n", [5, 64, 100, 270, 300])
 @pytest.mark.parametrize("form", ["uint8", "float32"])
-def test_in_float32_every_loss_is_the_exact_one(tiny, n, form):
+def test_in_float32_every_loss_is_the_exact_one(tiny, n, form, many, monkeypatch):
     """Parts of a batch, images that fill one up, augmentation as one map, momentum that begins at
     zero, the restart: together they change nothing but the last bits, over passes before and after
     the drop of the rate, for batches shorter than a part, equal to it, and short last ones."""
+    monkeypatch.setattr(fast, "MANY_PASSES", many)
     data = random_images(n)
     if form == "float32":
         data = LabeledImages(normalise(SPEC, data.images), data.labels)

@@ -3,10 +3,11 @@
 Same initialisation, order, batches, augmentation draws and schedule as exact numerics on a CPU;
 other arithmetic: uint8 images are normalised, augmented (:mod:`ddchallenge.scoring.fused`) and
 trained on in one compiled step, channels last, in bfloat16 with float32 weights where the device
-multiplies it faster. A batch goes through in equal parts whose gradients are added, the last part
-filled up with images of no weight: instance normalisation looks at one image at a time, so a part
-is as good as the whole, and one compiled step serves every batch. On CUDA a step is a graph, and
-several runs go on side by side on streams of their own.
+multiplies it faster. A batch goes through in equal parts whose gradients are added: instance
+normalisation looks at one image at a time, so a part is as good as the whole. What is left over is
+filled up with images of no weight, so that one compiled step serves every batch; in a long run it
+gets a step of its own. On CUDA a step is a graph, and several runs go on side by side on streams of
+their own.
 
 Whether scores agree with exact numerics is measured: ``python -m benchmarks.equivalence``.
 """
@@ -36,6 +37,8 @@ __all__ = ["FastStepper", "arithmetic_of", "rows_at_a_time"]
 
 # Larger parts are no faster and need more memory, smaller ones are slower, the smallest by far.
 CPU_ROWS: Final = 64
+# From here on a few per cent of the time are more than it takes to compile another step.
+MANY_PASSES: Final = 100
 
 NOTEWORTHY_SECONDS: Final = 5.0
 
@@ -187,11 +190,16 @@ class FastStepper:
             else:
                 mine.copy_(given)
 
+    def _parts(self, size: int) -> list[slice]:
+        ends = list(range(self._rows, size, self._rows))
+        fill = len(self._sizes) > 1 and self._recipe.passes < MANY_PASSES
+        ends.append(-(-size // self._rows) * self._rows if fill else size)
+        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
     def _run(self, size: int) -> None:
         sums: list[Tensor] = []
         losses = []
-        for start in range(0, size, self._rows):
-            part = slice(start, start + self._rows)
+        for part in self._parts(size):
             index = self._index[part]
             loss = self._loss(
                 self._network,
