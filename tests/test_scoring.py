@@ -431,6 +431,16 @@ def test_progress_of_seeds_side_by_side_is_that_of_the_last():
     assert seen[0].fraction == pytest.approx(17 / 24)
 
 
+def test_time_left_of_seeds_side_by_side_is_by_their_rounds():
+    """Three steps in three seconds, seven of twenty-four left: seven seconds."""
+    seen = []
+    now = [10.0]
+    reporter = ProgressReporter(seen.append, seeds=3, done=0, clock=lambda: now[0])
+    reporter.stepped([Stood(7, 6, 4, 2), Stood(8, 5, 4, 2), Stood(9, 6, 4, 2)], 3.0)
+
+    assert seen[0].remaining_seconds == pytest.approx(7)
+
+
 MEMORY_PROGRAM = """
 import resource
 from pathlib import Path
