@@ -44,7 +44,7 @@ class ProgressReporter:
         self._step_seconds = 0.0
 
     def stepped(self, trainings: Sequence[Training], seconds: float) -> None:
-        """Each of the trainings that go on side by side has made a step, together in ``seconds``."""
+        """Each of these, which go on side by side, has made a step, together in ``seconds``."""
         self._steps_here += len(trainings)
         self._step_seconds += seconds
         if self._clock() - self._told >= INTERVAL_SECONDS:
