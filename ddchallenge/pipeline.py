@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ddchallenge.audit import Finding
 from ddchallenge.bundle import write_bundle
 from ddchallenge.datasets import dataset_options
+from ddchallenge.environment import describe_environment
 from ddchallenge.errors import DDChallengeError, RequestError, RunError, StorageError
 from ddchallenge.interrupts import noticed
 from ddchallenge.jsonio import to_json
@@ -215,6 +216,7 @@ def _checkpoints(
         "epochs": epochs,
         "numerics": numerics,
         "device": device,
+        "hardware": describe_environment(device).hardware,
     }
     return Checkpoints(kept_folder("checkpoints"), key, say)
 

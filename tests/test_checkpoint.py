@@ -15,6 +15,7 @@ import torch
 import trainer
 from safetensors.torch import load, save
 
+import ddchallenge
 from ddchallenge.datasets import get_dataset, load_split
 from ddchallenge.records import LabeledImages
 from ddchallenge.rules import PROTOCOLS
@@ -227,15 +228,59 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_seed_starts_again(
     assert path.with_suffix(".set-aside").is_file()
 
 
-def test_another_threads_or_version_s_checkpoint_starts_again(digits, tmp_path, monkeypatch):
-    """With other threads or another PyTorch the bits would differ: said, and set aside."""
+def test_another_version_s_checkpoint_starts_again(digits, tmp_path, monkeypatch):
+    """Made by another version of this package, of its scoring code, or of PyTorch: said, and set
+    aside."""
     state_file(digits, tmp_path)
     monkeypatch.setattr("ddchallenge.scoring.checkpoint._made_by", lambda: {"torch": "9"})
     said = []
 
     assert Checkpoints(tmp_path, KEY, said.append).load(0) is None
-    assert "threads" in said[0]
+    assert f"made by ddchallenge {ddchallenge.__version__}, code" in said[0]
     assert "this is torch 9" in said[0]
+
+
+def test_other_threads_and_processors_have_checkpoints_of_their_own(digits, tmp_path, monkeypatch):
+    """With them the bits would differ: nothing is found, and what there was stays for whoever
+    comes back to it."""
+    path = state_file(digits, tmp_path)
+    said = []
+    with monkeypatch.context() as other:
+        other.setattr(torch, "get_num_threads", lambda: 77)
+        assert Checkpoints(tmp_path, KEY, said.append).load(0) is None
+    with monkeypatch.context() as other:
+        other.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+        assert Checkpoints(tmp_path, KEY, said.append).load(0) is None
+
+    assert path.is_file()
+    assert not said
+    assert isinstance(Checkpoints(tmp_path, KEY).load(0), dict)
+
+
+@pytest.mark.parametrize("forge", ["dtype", "shape", "seed", "count"])
+def test_an_outcome_that_does_not_add_up_is_not_taken(digits, tmp_path, forge):
+    """Counts of another type or form, another seed's run, a number of correct images that the
+    counts do not have: set aside, though the file is whole."""
+    outcome = run(digits, tmp_path / "c", seeds=[0])[0]
+    confusion = outcome.confusion.copy()
+    if forge == "dtype":
+        confusion = confusion.astype(np.float32)
+    elif forge == "shape":
+        confusion = confusion.ravel()
+    elif forge == "count":
+        confusion[0, 0] += 1
+    store = Checkpoints(tmp_path / "c", KEY, (said := []).append)
+    store.save_outcome(dataclasses.replace(outcome, confusion=confusion))
+    if forge == "seed":
+        store = Checkpoints(tmp_path / "c", KEY, said.append)
+        forged = dataclasses.replace(outcome, run=dataclasses.replace(outcome.run, seed=5))
+        real = store.path
+        store.path = lambda seed: real(0)
+        store.save_outcome(forged)
+        store.path = real
+
+    assert store.load(0) is None
+    assert "cannot be used" in said[0]
 
 
 def test_a_foreign_checkpoint_under_the_right_name_is_not_trusted(digits, tmp_path):

@@ -2,16 +2,19 @@
 
 A checkpoint is named after the digests of the training and test images, the protocol, the seed,
 the numerics and the device: never after a path, so the same command goes on wherever the bundle
-lies. It is a safetensors file, written whole or not at all, that carries a digest of its own
-contents; nothing in it can execute. One that is damaged, or was made by another version of
-PyTorch or with another number of threads, with which the bits would differ, is set aside and the
-seed starts again.
+lies. The number of threads and the processor, with which the bits would differ, are in the name as
+well: whoever comes back to them finds what they had left. It is a safetensors file, written whole
+or not at all, that carries a digest of its own contents; nothing in it can execute. One that is
+damaged, or was made by another version of this package or of PyTorch, is set aside and the seed
+starts again.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +26,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+import ddchallenge
 from ddchallenge.atomic import atomic_file
 from ddchallenge.errors import DDChallengeError
 from ddchallenge.jsonio import DocumentError, from_json, to_json
@@ -42,16 +46,16 @@ class Checkpoints:
 
     ``key`` is what the runs are of; every value in it, and the seed, must be equal for a
     checkpoint to be found. ``say`` is told in a line what was set aside and why, and, once, that
-    nothing can be written.
+    nothing can be written: then ``unwritable`` is true.
     """
 
     def __init__(
         self, folder: Path, key: Mapping[str, Any], say: Callable[[str], None] = lambda line: None
     ) -> None:
         self._folder = folder
-        self._key = dict(key)
+        self._key = {**key, **_computed_by()}
         self._say = say
-        self._unwritable = False
+        self.unwritable = False
         self._pruned = False
 
     def path(self, seed: int) -> Path:
@@ -80,12 +84,10 @@ class Checkpoints:
         if "run" not in header:
             return tensors
         try:
-            run = from_json(SeedRun, header["run"], "run")
-            confusion = tensors["confusion"].numpy()
-        except (DocumentError, KeyError) as error:
+            return _outcome(seed, header["run"], tensors)
+        except (DocumentError, _UnusableError) as error:
             self.set_aside(seed, str(error))
             return None
-        return SeedOutcome(run=run, confusion=confusion)
 
     def save_state(self, seed: int, state: Mapping[str, Tensor]) -> None:
         """Keep what a run goes on from."""
@@ -121,7 +123,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         # What was abandoned, or set aside, that long ago nobody comes back for.
-        for file in self._folder.glob("*.*"):
+        for file in self._folder.glob("*"):
             try:
                 if time.time() - file.stat().st_mtime > KEPT_SECONDS:
                     file.unlink()
@@ -143,9 +145,9 @@ class Checkpoints:
             with atomic_file(self.path(seed)) as temporary:
                 temporary.write_bytes(save_tensors(contents, {_HEADER: json.dumps(header)}))
         except DDChallengeError as error:
-            if not self._unwritable:
+            if not self.unwritable:
                 self._say(f"No checkpoints are kept, a broken-off run starts again: {error}")
-            self._unwritable = True
+            self.unwritable = True
 
 
 class _UnusableError(Exception):
@@ -167,6 +169,21 @@ def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
+def _outcome(seed: int, document: object, tensors: Mapping[str, Tensor]) -> SeedOutcome:
+    run = from_json(SeedRun, document, "run")
+    confusion = tensors.get("confusion")
+    if (
+        confusion is None
+        or confusion.dtype != torch.int64
+        or confusion.ndim != 2
+        or confusion.shape[0] != confusion.shape[1]
+        or (run.seed, run.test_images, run.correct)
+        != (seed, int(confusion.sum()), int(confusion.trace()))
+    ):
+        raise _UnusableError("its counts are not those of its run")
+    return SeedOutcome(run=run, confusion=confusion.numpy())
+
+
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
@@ -176,8 +193,26 @@ def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _made_by() -> dict[str, str | int]:
-    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+@functools.cache
+def _made_by() -> dict[str, str]:
+    return {"ddchallenge": ddchallenge.__version__, "code": _code(), "torch": torch.__version__}
+
+
+def _code() -> str:
+    # Between two releases too, what trains must be what trained.
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _computed_by() -> dict[str, str | int]:
+    return {
+        "threads": torch.get_num_threads(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "instructions": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+        "processor": json.dumps(dict(torch.cpu.get_capabilities()), sort_keys=True),
+    }
 
 
 def _listed(made_by: object) -> str:
