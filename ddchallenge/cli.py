@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -332,7 +333,10 @@ def run(
         bundle = _sample(console, order, data_dir, out)
     findings = _show_audit(console, bundle, spec, test)
     judge = judge.settled(bundle, spec)
-    scored = _score(console, bundle, test, training, judge, data_dir, findings)
+    if training is not None:
+        training = _enough(console, bundle, training)
+    rest = _rest_of_line(device, data_dir, None, record, as_json)
+    scored = _score(console, bundle, test, training, judge, rest, findings)
     _finish(console, scored, spec, out, recorded, as_json)
     _end_as_the_generator_did(bundle, out)
 
@@ -423,6 +427,7 @@ def score(
     if estimate:
         _show_estimates(console, opened, _test_images(console, spec, data_dir), judge, as_json)
         return
+    asked_out = out
     if out is None:
         # `run` has its bundle in a folder of that name, beside the result.
         out = opened.folder.parent if opened.folder.name == "bundle" else opened.folder
@@ -433,7 +438,8 @@ def score(
     test = _test_images(console, spec, data_dir)
     training = _training_images(console, spec, data_dir) if reference else None
     findings = _show_audit(console, opened, spec, test)
-    scored = _score(console, opened, test, training, judge, data_dir, findings)
+    rest = _rest_of_line(device, data_dir, asked_out, record, as_json)
+    scored = _score(console, opened, test, training, judge, rest, findings)
     _finish(console, scored, spec, out, recorded, as_json)
 
 
@@ -963,15 +969,15 @@ def _score(
     test: DatasetSplit,
     training: DatasetSplit | None,
     judge: _Judge,
-    data_dir: Path | None,
+    rest_of_line: str,
     findings: tuple[Finding, ...],
 ) -> Scored:
     from ddchallenge.datasets import dataset_options
     from ddchallenge.pipeline import score_bundle
     from ddchallenge.report.live import ScoringDisplay
 
-    _foretell(console, bundle, test, judge)
     try:
+        _foretell(console, bundle, test, judge)
         with closing(ScoringDisplay(console, "scoring")) as display:
             return score_bundle(
                 bundle,
@@ -987,13 +993,12 @@ def _score(
                 on_progress=display,
                 say=lambda line: _say(console, line, style="yellow"),
             )
-    except KeyboardInterrupt:
-        again = (
-            f"ddchallenge score {bundle.folder}{dataset_options(test.spec)}{judge.options()}"
-            f"{_data_option(data_dir)}"
-        )
+    except KeyboardInterrupt as interrupt:
+        trained = ", and what was trained" if getattr(interrupt, "kept", False) else ""
         raise RunError(
-            f"Interrupted; the bundle is kept, and what was trained. To go on:\n  {again}"
+            f"Interrupted; the bundle is kept{trained}. To go on:\n"
+            f"  ddchallenge score {shlex.quote(str(bundle.folder))}{dataset_options(test.spec)}"
+            f"{judge.options()}{rest_of_line}"
         ) from None
 
 
@@ -1006,18 +1011,18 @@ def _foretell(console: Console, bundle: Bundle, test: DatasetSplit, judge: _Judg
     """Say beforehand of a run that takes over an hour how long it takes."""
     from ddchallenge.report.live import duration
 
-    sets = 2 if judge.reference else 1
-    pixels = bundle.data.images[:, 0].size * (judge.epochs + 1) * len(judge.seeds) * sets
-    if pixels < _HOURS_OF_PIXELS:
+    pixels = bundle.data.images[:, 0].size * (judge.epochs + 1)
+    if judge.protocol.recipe != "eccv2024":  # larger networks, and up to a hundred tests
+        pixels = 16 * pixels + min(judge.epochs, 100) * test.data.images[:, 0].size
+    if pixels * len(judge.seeds) < _HOURS_OF_PIXELS:
         return
     with _waiting(console, "Estimating how long this takes"):
         expected = _expected(bundle, test, judge, judge.numerics(test.spec))
-    seconds = expected.seconds * sets
-    if seconds > _HOUR:
+    if expected.seconds > _HOUR:
         _say(
             console,
-            f"This will take about {duration(seconds)} h with {expected.numerics} numerics on "
-            f"{judge.device}. It can be interrupted and gone on with; --estimate compares.",
+            f"This will take about {duration(expected.seconds)} h with {expected.numerics} "
+            f"numerics on {judge.device}. It can be interrupted and gone on with; --estimate compares.",
             style="yellow",
         )
 
@@ -1028,7 +1033,7 @@ def _expected(bundle: Bundle, test: DatasetSplit, judge: _Judge, numerics: Numer
     from ddchallenge.scoring.estimate import estimate
     from ddchallenge.scoring.recipes import recipe_of
 
-    return estimate(
+    expected = estimate(
         bundle.data,
         test.data,
         test.spec,
@@ -1038,6 +1043,7 @@ def _expected(bundle: Bundle, test: DatasetSplit, judge: _Judge, numerics: Numer
         numerics=numerics,
         device=torch.device(judge.device),
     )
+    return replace(expected, seconds=expected.seconds * (2 if judge.reference else 1))
 
 
 def _show_estimates(
@@ -1056,10 +1062,33 @@ def _show_estimates(
         _print_json([to_json(estimate) for estimate in estimates])
     else:
         _console(err=False).print(estimates_table(estimates, chosen))
+    for note in dict.fromkeys(note for estimate in estimates for note in estimate.notes):
+        _say(console, note, style="yellow")
 
 
-def _data_option(data_dir: Path | None) -> str:
-    return f" --data-dir {data_dir}" if data_dir else ""
+def _rest_of_line(
+    device: str, data_dir: Path | None, out: Path | None, record: bool, as_json: bool
+) -> str:
+    """What else a command line that goes on has to say."""
+    said = "" if device == "auto" else f" --device {device}"
+    for option, path in (("--data-dir", data_dir), ("--out", out)):
+        said += f" {option} {shlex.quote(str(path))}" if path else ""
+    return said + (" --record" if record else "") + (" --json" if as_json else "")
+
+
+def _enough(console: Console, bundle: Bundle, training: DatasetSplit) -> DatasetSplit | None:
+    """The training images, if there are enough for a reference; a sampled bundle is scored anyway.
+
+    How many images a class a generator hands over is known afterwards only.
+    """
+    from ddchallenge.scoring.reference import check_enough
+
+    try:
+        check_enough(bundle.data.labels, training)
+    except RequestError as error:
+        _say(console, f"The reference is left out. {error}", style="yellow")
+        return None
+    return training
 
 
 def _end_as_the_generator_did(bundle: Bundle, out: Path) -> None:
@@ -1132,8 +1161,6 @@ def _finish(
             _say(console, f"Result: {path}")
         except DDChallengeError as error:
             failures.append(str(error))
-    if not failures:
-        scored.forget()
     if as_json:
         _print_json(result_document(result))
     else:
@@ -1146,6 +1173,7 @@ def _finish(
         failures.append(str(error))
     if failures:
         raise RunError("\n".join(failures))
+    scored.forget()
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:

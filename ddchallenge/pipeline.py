@@ -44,7 +44,13 @@ if TYPE_CHECKING:
     from ddchallenge.records import CountArray
     from ddchallenge.scoring.checkpoint import Checkpoints
 
-__all__ = ["Scored", "import_bundle", "sample_bundle", "score_bundle"]
+__all__ = ["Scored", "ScoringInterrupted", "import_bundle", "sample_bundle", "score_bundle"]
+
+
+class ScoringInterrupted(KeyboardInterrupt):
+    """Scoring was interrupted; ``kept`` says whether what was trained is kept."""
+
+    kept = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +148,19 @@ def score_bundle(
     very same way, another subset for each seed. ``findings`` of an audit that make the score
     worthless are marked on the result.
 
+    ``say`` is told what is unusual, each line once.
+
     Raises what :func:`ddchallenge.scoring.score` raises, and :class:`RequestError` where
-    ``training`` has too few images of a class; both before anything is trained.
+    ``training`` has too few images of a class; both before anything is trained. Raises
+    :class:`ScoringInterrupted` for an interrupt.
     """
+    said: set[str] = set()
+
+    def say_once(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            say(line)
+
     if training is not None:
         check_enough(bundle.data.labels, training)
 
@@ -154,7 +170,7 @@ def score_bundle(
         seeds: tuple[int, ...],
         on_progress: Callable[[ScoringStatus], None] | None,
     ) -> tuple[SeedOutcome, ...]:
-        checkpoints = _checkpoints(digest, test, protocol, epochs, numerics, device, say)
+        checkpoints = _checkpoints(digest, test, protocol, epochs, numerics, device, say_once)
         kept.extend((checkpoints, seed) for seed in seeds)
         if not resume:
             for seed in seeds:
@@ -170,17 +186,23 @@ def score_bundle(
             numerics=numerics,
             checkpoints=checkpoints,
             on_progress=on_progress,
-            say=say,
+            say=say_once,
         )
 
     kept: list[tuple[Checkpoints, int]] = []
     parts = 0 if training is None else 1
     told = part_of(on_progress, before=0, after=parts)
-    outcomes = train(bundle.data, bundle.manifest.digest, seeds, told)
     reference = None
-    if training is not None:
-        runs = [outcome.run for outcome in outcomes]
-        reference = score_reference(bundle.data.labels, runs, training, train, on_progress)
+    try:
+        outcomes = train(bundle.data, bundle.manifest.digest, seeds, told)
+        if training is not None:
+            runs = [outcome.run for outcome in outcomes]
+            reference = score_reference(bundle.data.labels, runs, training, train, on_progress)
+    except KeyboardInterrupt as interrupt:
+        interrupted = ScoringInterrupted()
+        interrupted.kept = not any(checkpoints.unwritable for checkpoints, _ in kept)
+        raise interrupted from interrupt
+    equivalence = measured(device, test.spec.name, protocol.id) if numerics == "fast" else None
     result = result_of(
         bundle,
         test,
@@ -190,10 +212,12 @@ def score_bundle(
         device,
         outcomes,
         numerics=numerics,
-        equivalence=_equivalence(numerics, device, test.spec.name, protocol),
+        equivalence=equivalence.sentence if equivalence else None,
         reference=reference,
     )
     worthless = [f"{UNOFFICIAL}{found.code}" for found in findings if found.level == "error"]
+    if numerics == "fast" and (equivalence is None or not equivalence.established):
+        worthless.append(f"{UNOFFICIAL}fast numerics not shown to score like exact ones here")
     result = replace(result, marks=(*result.marks, *worthless))
     return Scored(result, total_confusion(outcomes), tuple(kept))
 
@@ -219,12 +243,3 @@ def _checkpoints(
         "hardware": describe_environment(device).hardware,
     }
     return Checkpoints(kept_folder("checkpoints"), key, say)
-
-
-def _equivalence(
-    numerics: Numerics, device: str, dataset: str, protocol: ScoringProtocol
-) -> str | None:
-    if numerics == "exact":
-        return None
-    found = measured(device, dataset, protocol.id)
-    return found.sentence if found else "fast numerics: equivalence not measured here"

@@ -294,7 +294,7 @@ def test_a_foreign_checkpoint_under_the_right_name_is_not_trusted(digits, tmp_pa
     assert "of another training" in said[0]
 
     store = Checkpoints(tmp_path, KEY, said.append)
-    store.save_state(0, {"place": torch.tensor([1, 0])})
+    store.save_state(0, {"place": torch.tensor([1, 0, 0])})
     assert plain(run(digits, tmp_path, said)) == plain(run(digits, tmp_path / "clean"))
     assert "does not fit" in said[1]
 

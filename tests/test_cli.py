@@ -598,9 +598,42 @@ def test_a_run_of_hours_says_so_before_it_starts(ddchallenge, sampled, monkeypat
     ended = ddchallenge("score", sampled, "--epochs", "100000000", "--numerics", "exact")
     assert ended.status == 1
     assert "with exact numerics on cpu. It can be interrupted and gone on with" in ended.err
-    again = f"ddchallenge score {sampled / 'bundle'} --epochs 100000000 --numerics exact"
+    again = f"ddchallenge score {sampled / 'bundle'} --epochs 100000000 --numerics exact\n"
     assert "what was trained. To go on:" in ended.err
     assert again in ended.err
+
+
+def test_the_line_to_go_on_with_can_be_pasted(ddchallenge, sampled, tmp_path, monkeypatch):
+    """Paths with spaces are quoted, and nothing is lost of what was asked for; where no checkpoint
+    can be kept, nothing else is claimed."""
+    odd = tmp_path / "with a space"
+    sampled.rename(odd)
+
+    def interrupted(*args, **kwargs):
+        kwargs["checkpoints"].unwritable = True
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ddchallenge.pipeline.score", interrupted)
+    asked = ["--epochs", "2", "--seeds", "0", "--device", "cpu", "--out", odd / "o o", "--json"]
+    ended = ddchallenge("score", odd, *asked, "--data-dir", tmp_path / "d d")
+    message = json.loads(ended.out)["error"]
+    assert message.startswith("Interrupted; the bundle is kept. To go on:\n")
+    words = shlex.split(message.splitlines()[1])
+    assert words[:3] == ["ddchallenge", "score", str(odd / "bundle")]
+    assert words[3:] == [
+        "--epochs", "2", "--seeds", "0", "--device", "cpu", "--data-dir", str(tmp_path / "d d"),
+        "--out", str(odd / "o o"), "--json",
+    ]  # fmt: skip
+
+
+def test_too_few_real_images_cost_the_reference_and_not_the_run(ddchallenge, tmp_path):
+    """How many images a generator makes is known when it has made them: then the bundle is scored
+    all the same, and what is missing is said."""
+    out = tmp_path / "out"
+    ended = ddchallenge(*RUN, "--max-images", "3000", *QUICK, "--reference", "--out", out)
+    assert ended.status == 0, ended.err
+    assert "The reference is left out. --reference needs 300 real images" in ended.err
+    assert json.loads((out / "result.json").read_text())["reference"] is None
 
 
 def test_numerics_are_chosen_said_and_recorded(ddchallenge, sampled, monkeypatch):
@@ -610,7 +643,7 @@ def test_numerics_are_chosen_said_and_recorded(ddchallenge, sampled, monkeypatch
     quick = ["--epochs", "1", "--seeds", "0"]
     ended = ddchallenge("score", sampled, *quick, "--numerics", "fast")
     assert ended.status == 0, ended.err
-    assert "fast numerics: equivalence not measured here" in ended.out
+    assert "unofficial: fast numerics not shown to score like exact ones here" in ended.out
     document = json.loads((sampled / "result.json").read_text())
     assert document["protocol"]["numerics"] == "fast"
     refused = ddchallenge("score", sampled, "--numerics", "FAST")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ __all__ = ["Estimate", "estimate", "peak_memory"]
 # Enough for a median, or for a second of small steps.
 STEPS: Final = 3
 SECONDS: Final = 1.0
+MOST_STEPS: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,7 @@ class Estimate:
 
     ``first_step_seconds`` is what the first step took here, compilation included.
     ``memory_bytes`` is the most the process held, or the device allocated, while it was measured.
+    ``notes`` are lines for people.
     """
 
     numerics: Numerics
@@ -42,6 +43,7 @@ class Estimate:
     first_step_seconds: float
     test_seconds: float
     memory_bytes: int
+    notes: tuple[str, ...]
 
 
 def estimate(
@@ -64,9 +66,9 @@ def estimate(
             Training(images, protocol, recipe, STEPPERS[numerics], seed=seed)
             for seed in seeds[:together]
         ]
-        first = _round(trainings)
-        rounds: list[float] = []
-        while len(rounds) < STEPS or (sum(rounds) < SECONDS and len(rounds) < 100):
+        first = _round(trainings)[0]
+        rounds = [_round(trainings) for _ in range(STEPS)]
+        while sum(seconds for seconds, _ in rounds) < SECONDS and len(rounds) < MOST_STEPS:
             rounds.append(_round(trainings))
         part = _first(test, recipe.batch_size)
         some = DeviceImages(part, spec, device)
@@ -74,10 +76,11 @@ def estimate(
         began = time.monotonic()
         confusion_matrix(trainings[0].network, some, recipe.batch_size)
         test_seconds = (time.monotonic() - began) / len(part) * len(test)
-    # One after the last pass, whatever the recipe asks for on the way.
-    test_seconds *= 1 + sum(recipe.tests_after(index) for index in range(recipe.passes))
-    step = statistics.median(rounds) / together
+    test_seconds *= recipe.tests
+    # By the image: batches differ in size, the last of a pass may have a single one.
+    each = sum(seconds for seconds, _ in rounds) / sum(images for _, images in rounds)
     steps = trainings[0].steps
+    step = each * len(train) / trainings[0].batches
     return Estimate(
         numerics=numerics,
         seconds=len(seeds) * (step * steps + test_seconds) + first,
@@ -86,16 +89,19 @@ def estimate(
         first_step_seconds=first,
         test_seconds=test_seconds,
         memory_bytes=peak_memory(device),
+        notes=tuple(trainings[0].stepper.notes),
     )
 
 
-def _round(trainings: Sequence[Training]) -> float:
+def _round(trainings: Sequence[Training]) -> tuple[float, int]:
+    """A step of each: how long it took, and how many images were trained on."""
+    images = sum(training.next_size for training in trainings)
     began = time.monotonic()
     for training in trainings:
         training.step()
     for training in trainings:
         training.mean_loss()  # waits for the device
-    return time.monotonic() - began
+    return time.monotonic() - began, images
 
 
 def _first(test: LabeledImages, n: int) -> LabeledImages:

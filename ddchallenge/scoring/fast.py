@@ -19,6 +19,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -43,6 +44,8 @@ MANY_PASSES: Final = 100
 NOTEWORTHY_SECONDS: Final = 5.0
 
 _compiled_shapes: Final[set[object]] = set()
+# Why nothing can be compiled here, once that is known.
+_broken: list[str] = []
 
 Loss = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, torch.dtype], Tensor]
 
@@ -83,7 +86,10 @@ def _loss(
 
 @functools.cache
 def _compiled() -> Loss:
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept_folder("compiled")))
+    folder = kept_folder("compiled").absolute()
+    # The compiler's command line is not quoted; PyTorch's own default has no space in it.
+    if not any(letter.isspace() for letter in str(folder)) and _is_made(folder):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     # It warns of a missing CUDA on machines that never had one.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import torch._dynamo
@@ -92,6 +98,14 @@ def _compiled() -> Loss:
     torch._dynamo.config.recompile_limit = 64
     compiled: Loss = torch.compile(_loss, fullgraph=True, dynamic=False)
     return compiled
+
+
+def _is_made(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 class FastStepper:
@@ -114,6 +128,8 @@ class FastStepper:
         self._arithmetic = arithmetic_of(device)
         self._loss: Loss = _compiled() if compiled else _loss
         self._is_compiled = compiled
+        if compiled and _broken:
+            self._fall_back()
         std = 255 * torch.tensor(spec.std)
         mean = 255 * torch.tensor(spec.mean)
         self._scale = (1 / std).view(3, 1, 1).to(device)
@@ -245,7 +261,9 @@ class FastStepper:
             except Exception as error:
                 if not self._is_compiled:
                     raise
-                self._fall_back(error)
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+                _broken.append(reason)
+                self._fall_back()
                 continue
             break
         with torch.no_grad():
@@ -265,14 +283,13 @@ class FastStepper:
             self._run(size)
         return graph.replay
 
-    def _fall_back(self, error: Exception) -> None:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    def _fall_back(self) -> None:
         self._loss, self._is_compiled = _loss, False
         if self._train.device.type == "cpu":
             self._arithmetic = torch.float32  # eager bfloat16 is slower than float32 there
         self._notes.append(
             "Warning: the fast step could not be compiled and runs slower, uncompiled, in "
-            f"{str(self._arithmetic).removeprefix('torch.')} ({reason}). Is g++ installed?"
+            f"{str(self._arithmetic).removeprefix('torch.')} ({_broken[0]}). Is g++ installed?"
         )
 
 

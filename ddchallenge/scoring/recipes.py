@@ -19,12 +19,14 @@ class Recipe(Protocol):
 
     ``passes`` is how often the training set is gone through, ``batch_size`` how many images a step
     takes at most; a short last batch is kept. ``momentum`` and ``weight_decay`` are SGD's.
+    ``tests`` is how often the network is tested, after the last pass included.
     """
 
     passes: int
     batch_size: int
     momentum: float
     weight_decay: float
+    tests: int
 
     def order(self, n: int, generators: Generators) -> Tensor:
         """The order of ``n`` images in the coming pass: int64 N on the CPU."""
@@ -49,13 +51,15 @@ class Recipe(Protocol):
     def tests_after(self, index: int) -> bool:
         """Whether the network is tested after this pass, to report the best test beside the last.
 
-        The test after the last pass is made anyway; True for it too where there are others.
+        The test after the last pass is made anyway.
         """
         ...
 
 
 class Eccv2024:
     """The ECCV 2024 challenge's ``evaluate.py``; ``epochs`` is its ``Epoch``, one pass less."""
+
+    tests = 1
 
     def __init__(self, protocol: ScoringProtocol, epochs: int) -> None:
         self.passes = epochs + 1
@@ -105,6 +109,7 @@ class Imagewoof:
         self._rate = protocol.learning_rate
         self._factor = protocol.learning_rate_after_drop / protocol.learning_rate
         self._interval = max(1, epochs // 100)
+        self.tests = -(-epochs // self._interval)
         self._spec = spec
         self._statistics: dict[torch.device, tuple[Tensor, Tensor]] = {}
 

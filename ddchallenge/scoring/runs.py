@@ -39,6 +39,8 @@ __all__ = ["STEPPERS", "side_by_side", "train_and_test", "training_context"]
 
 # A run that is killed loses half a minute of work, and the step it was in.
 CHECKPOINT_SECONDS: Final = 30.0
+# A longer test on the way is not begun before everything is kept.
+SHORT_TEST_SECONDS: Final = 5.0
 
 STEPPERS: Final[dict[Numerics, MakeStepper]] = {"exact": ExactStepper, "fast": FastStepper}
 
@@ -105,9 +107,9 @@ class _Scoring:
         self._begin = begin
         self._checkpoints = checkpoints
         self._say = say
-        self._said: set[str] = set()
         self._kept: dict[int, dict[str, torch.Tensor]] = {}
         self._saved = time.monotonic()
+        self._test_seconds = math.inf  # until one was timed
         for seed in seeds:
             found = checkpoints.load(seed) if checkpoints else None
             if isinstance(found, SeedOutcome):
@@ -128,13 +130,17 @@ class _Scoring:
         # The first steps may compile for a while: there an interrupt is obeyed at once.
         for training in going:
             self._report(going, training.stepper.first_step)
-            self._step(training)
-            self._say_once(training.stepper.notes)
-        while going := [training for training in going if not training.done]:
+            training.step()
+            for note in training.stepper.notes:
+                self._say(note)
+        while True:
+            self._test_due(trainings)
+            if not (going := [training for training in going if not training.done]):
+                break
             with noticed() as notice:
                 began = time.monotonic()
                 for training in going:
-                    self._step(training)
+                    training.step()
                 seconds = time.monotonic() - began
                 if self._reporter:
                     self._reporter.stepped(going, seconds)
@@ -144,6 +150,24 @@ class _Scoring:
                 raise KeyboardInterrupt
         for training in trainings:
             self._finish(training)
+
+    def _test_due(self, trainings: Sequence[Training]) -> None:
+        """Test those that are to be tested on the way; the last test is :meth:`_finish`'s."""
+        due = [training for training in trainings if training.test_due and not training.done]
+        if not due:
+            return
+        if self._test_seconds > SHORT_TEST_SECONDS:
+            self._save(trainings)
+        try:
+            for training in due:
+                self._report([training], "testing")
+                began = time.monotonic()
+                correct = int(self._confusion(training).trace())
+                self._test_seconds = time.monotonic() - began
+                training.tested(correct / len(self._test))
+        except KeyboardInterrupt:
+            self._save(trainings)
+            raise
 
     def _training(self, seed: int) -> Training:
         training = self._begin(self._train, seed=seed)
@@ -158,12 +182,6 @@ class _Scoring:
         passes = f"{training.index:,} of {training.recipe.passes:,} passes"
         self._say(f"Seed {seed} goes on from its checkpoint, after {passes}")
         return training
-
-    def _step(self, training: Training) -> None:
-        training.step()
-        if training.batch == 0 and training.recipe.tests_after(training.index - 1):
-            correct = int(self._confusion(training).trace())
-            training.best_accuracy = max(training.best_accuracy or 0.0, correct / len(self._test))
 
     def _confusion(self, training: Training) -> CountArray:
         with training.on_stream():
@@ -181,6 +199,8 @@ class _Scoring:
         self._report([training], "testing")
         confusion = self._confusion(training)
         correct = int(confusion.trace())
+        if training.test_due or training.best_accuracy is not None:
+            training.tested(correct / len(self._test))
         losses = training.last_losses
         final_loss = math.nan if losses is None else float(losses.mean())
         outcome = SeedOutcome(
@@ -204,12 +224,6 @@ class _Scoring:
     def _report(self, trainings: Sequence[Training], activity: ScoringActivity) -> None:
         if self._reporter and trainings:
             self._reporter.report(trainings, activity)
-
-    def _say_once(self, lines: Sequence[str]) -> None:
-        for line in lines:
-            if line not in self._said:
-                self._said.add(line)
-                self._say(line)
 
 
 @contextmanager

@@ -69,7 +69,8 @@ class Training:
     state afterwards is where the run's own generators begin: as in the official script, where one
     generator serves both. The caller's random state is as before. ``losses`` are the batch losses
     of the current pass so far, ``last_losses`` those of the pass before it, None in the first.
-    ``seconds`` is what the steps took, those before a restore included.
+    ``seconds`` is what the steps took, those before a restore included. ``test_due`` says that the
+    recipe wants the network tested as it is now; whoever does so says it with :meth:`tested`.
     On CUDA everything happens on a stream of the run's own.
     """
 
@@ -99,6 +100,7 @@ class Training:
         self.batches = -(-len(train) // recipe.batch_size)
         self.seconds = 0.0
         self.best_accuracy: float | None = None
+        self.test_due = False
         self.last_losses: Tensor | None = None
         self._losses = torch.zeros(self.batches, device=train.device)
         self._train = train
@@ -119,6 +121,12 @@ class Training:
         return self._losses[: self.batch]
 
     @property
+    def next_size(self) -> int:
+        """How many images the next batch has; 0 where there is none."""
+        size = self.recipe.batch_size
+        return 0 if self.done else min(size, len(self._train) - self.batch * size)
+
+    @property
     def steps_done(self) -> int:
         """Batches trained on since the beginning."""
         return self.index * self.batches + self.batch
@@ -136,10 +144,16 @@ class Training:
             self.batch += 1
             if self.batch == self.batches:
                 self.last_losses = self._losses.clone()
+                self.test_due = self.recipe.tests_after(self.index)
                 self.index += 1
                 self.batch = 0
                 self._begin_pass()
         self.seconds += time.monotonic() - began
+
+    def tested(self, accuracy: float) -> None:
+        """The network as it is now has this accuracy on the test images, 0..1."""
+        self.best_accuracy = max(self.best_accuracy or 0.0, accuracy)
+        self.test_due = False
 
     def mean_loss(self) -> float | None:
         """Of the current pass so far, or of the one before it; waits for the device."""
@@ -176,7 +190,7 @@ class Training:
             if momentum is not None:
                 state[f"momentum.{number}"] = momentum
         state |= self._drawn_from
-        state["place"] = torch.tensor([self.index, self.batch])
+        state["place"] = torch.tensor([self.index, self.batch, self.test_due])
         state["losses"] = self._losses
         state["seconds"] = torch.tensor(self.seconds, dtype=torch.float64)
         if self.last_losses is not None:
@@ -201,7 +215,8 @@ class Training:
         momenta = [state.get(f"momentum.{number}") for number in range(count)]
         self.stepper.restore_momenta([m if m is None else m.to(device) for m in momenta])
         self.generators.restore(state)
-        self.index, self.batch = state["place"].tolist()
+        self.index, self.batch, due = state["place"].tolist()
+        self.test_due = bool(due)
         self._losses.copy_(state["losses"])
         self.seconds = float(state["seconds"])
         self.last_losses = state["last_losses"].to(device) if "last_losses" in state else None
