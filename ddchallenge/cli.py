@@ -1022,7 +1022,8 @@ def _foretell(console: Console, bundle: Bundle, test: DatasetSplit, judge: _Judg
         _say(
             console,
             f"This will take about {duration(expected.seconds)} h with {expected.numerics} "
-            f"numerics on {judge.device}. It can be interrupted and gone on with; --estimate compares.",
+            f"numerics on {judge.device}. It can be interrupted and gone on with; "
+            "--estimate compares.",
             style="yellow",
         )
 
