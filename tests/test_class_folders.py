@@ -15,6 +15,7 @@ from torchvision import transforms
 
 from ddchallenge import cli, datasets
 from ddchallenge.bundle import read_bundle
+from ddchallenge.datasets import images as image_files
 from ddchallenge.datasets.class_folders import is_class_folders_name
 from ddchallenge.errors import DataError, MissingDataError, RequestError, UnknownNameError
 from ddchallenge.generator import find_submission, require_dataset
@@ -182,6 +183,65 @@ def test_a_split_is_decoded_once_and_again_when_a_file_changes(tmp_path, monkeyp
     picture(77, 16, 16).save(root / "train/ant/0.png")
     assert datasets.load_split(opened(root), "train").digest != digest
     assert datasets.load_split(opened(root, 8), "train").data.images.shape[2] == 8
+
+
+def uncompressed(root: Path, seed: int) -> None:
+    """Give every image other pixels: as many bytes whatever they show, and the same old mtime."""
+    for number, path in enumerate(sorted(root.rglob("*.png"))):
+        before = path.stat().st_ctime_ns
+        picture(seed + number, 16, 16).save(path, compress_level=0)
+        os.utime(path, ns=(0, 0))
+        # The clock of a file system ticks every few milliseconds.
+        while path.stat().st_ctime_ns == before:
+            os.utime(path, ns=(0, 0))
+
+
+def assert_is_loaded(root: Path) -> None:
+    """What ``load_split`` gives is what lies there now."""
+    spec = opened(root)
+    for split, part in (("train", "train"), ("test", "val")):
+        images = datasets.load_split(spec, split).data.images
+        for image, file in zip(images, sorted((root / part).rglob("*.png")), strict=True):
+            np.testing.assert_array_equal(image.transpose(1, 2, 0), np.asarray(Image.open(file)))
+
+
+def test_folders_that_only_differ_in_their_pixels_are_told_apart(tmp_path):
+    """Two places with the same folder name, classes, file names, sizes and mtimes, as an archive
+    without times leaves them, do not share an entry; the same place through a link does."""
+    here, there = (make(tmp_path / place / "set") for place in ("here", "there"))
+    uncompressed(here, 0)
+    uncompressed(there, 500)
+    assert [(p.stat().st_size, p.stat().st_mtime) for p in sorted(here.rglob("*.png"))] == [
+        (p.stat().st_size, p.stat().st_mtime) for p in sorted(there.rglob("*.png"))
+    ]
+    assert opened(here).name == opened(there).name
+    for root in (here, there, here):
+        assert_is_loaded(root)
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    entries = {
+        datasets.load_split(opened(root), "train").folder for root in (here, tmp_path / "link/set")
+    }
+    assert len(entries) == 1
+
+
+def test_the_place_alone_tells_folders_apart(tmp_path, monkeypatch):
+    """Also where a file system says the same of both to the last nanosecond."""
+    here, there = (make(tmp_path / place / "set") for place in ("here", "there"))
+    listed = image_files.ImageFile
+    monkeypatch.setattr(image_files, "ImageFile", lambda name, label, *_: listed(name, label))
+    uncompressed(here, 0)
+    uncompressed(there, 500)
+    for root in (here, there):
+        assert_is_loaded(root)
+
+
+def test_images_that_were_replaced_in_place_are_seen(tmp_path):
+    """Other pixels at the same place, in files of the same size that say they are as old."""
+    root = make(tmp_path / "set")
+    uncompressed(root, 0)
+    assert_is_loaded(root)
+    uncompressed(root, 500)
+    assert_is_loaded(root)
 
 
 def test_it_is_verified_to_the_last_image(tmp_path):

@@ -2,8 +2,9 @@
 
 An entry is a folder ``<dataset>/<split>-<fingerprint>`` with ``images.npy`` (uint8 N×3×S×S),
 ``labels.npy`` (int64 N) and ``split.json``. The fingerprint is of the names, sizes and times of
-change of the source files, so that changed files are decoded anew. An entry that is damaged is
-replaced. An entry is made in a folder beside it and renamed, by one process at a time.
+change of the source files, so that changed files are decoded anew; and, where no checksum says
+what is in them, of the place they lie at. An entry that is damaged is replaced. An entry is made
+in a folder beside it and renamed, by one process at a time.
 """
 
 from __future__ import annotations

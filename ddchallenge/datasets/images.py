@@ -56,12 +56,16 @@ _MODES = {"1", "L", "P", "RGB", "CMYK"}
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image: its path below the dataset's folder, its label, and when it was what size."""
+    """An image: its path below the dataset's folder, its label, and when it was what size.
+
+    Archives and copies set ``mtime_ns`` to what they like; ``ctime_ns`` is the file system's own.
+    """
 
     name: str
     label: int
     size: int = 0
     mtime_ns: int = 0
+    ctime_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +84,17 @@ class ImageFolder:
     any_size: bool = False
 
     def stamps(self, split: Split) -> list[str]:
-        """Name, size in bytes and time of change of every image."""
+        """The place; name, size in bytes and times of change of every image.
+
+        No checksum says what the images show, and another folder may have files of the same
+        names, sizes and times.
+        """
         return [
-            f"{file.name} {file.label} {file.size} {file.mtime_ns}"
-            for file in self.list_files(self.spec, self.path, split)
+            os.path.realpath(self.path),
+            *(
+                f"{file.name} {file.label} {file.size} {file.mtime_ns} {file.ctime_ns}"
+                for file in self.list_files(self.spec, self.path, split)
+            ),
         ]
 
     def listed_labels(self, split: Split) -> LabelArray:
@@ -134,7 +145,13 @@ def list_images(
                     check_link(Path(entry.path), within)
                 status = entry.stat()
                 found.append(
-                    ImageFile(f"{folder}/{entry.name}", label, status.st_size, status.st_mtime_ns)
+                    ImageFile(
+                        f"{folder}/{entry.name}",
+                        label,
+                        status.st_size,
+                        status.st_mtime_ns,
+                        status.st_ctime_ns,
+                    )
                 )
     found.sort(key=lambda file: file.name)
     return found

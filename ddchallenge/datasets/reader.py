@@ -51,7 +51,8 @@ class Reader(Protocol):
         """How authentic :meth:`decode` makes sure that the files are, in a few words."""
 
     def stamps(self, split: Split) -> list[str]:
-        """One line for every file of a split, which changes when the file does.
+        """Lines that differ wherever the images of a split could: of its files, and of their place
+        unless :meth:`decode` makes sure of what is in them.
 
         Raises :class:`DataError` where a listing shows already that the split is unusable.
         """
