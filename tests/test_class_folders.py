@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from ddchallenge import cli, datasets
 from ddchallenge.bundle import read_bundle
 from ddchallenge.datasets import images as image_files
 from ddchallenge.datasets.class_folders import is_class_folders_name
+from ddchallenge.datasets.files import read_bounded
 from ddchallenge.errors import DataError, MissingDataError, RequestError, UnknownNameError
 from ddchallenge.generator import find_submission, require_dataset
 from ddchallenge.leaderboard import group_of_tests, read_result
@@ -299,6 +302,34 @@ def linked(path, target):
     return change
 
 
+def piped(path):
+    def change(root):
+        os.mkfifo(root / path)
+
+    return change
+
+
+def bound(path):
+    def change(root):
+        # A socket's path may have about a hundred bytes: name it from where it lies.
+        with socket.socket(socket.AF_UNIX) as listener, chdir((root / path).parent):
+            listener.bind(Path(path).name)
+
+    return change
+
+
+def foldered(path):
+    def change(root):
+        (root / path).mkdir()
+
+    return change
+
+
+def pipe_linked(root):
+    os.mkfifo(root / "pipe")
+    (root / "train/bee/x.png").symlink_to("../../pipe")
+
+
 def one_class(root):
     for name in ("bee", "cow"):
         for part in ("train", "val"):
@@ -323,6 +354,11 @@ def one_class(root):
         (linked("train/dog", "../../elsewhere"), DataError, r"train/dog is a link out of .*\nPut"),
         (linked("train/bee/x.png", "nowhere.png"), DataError, "No such file"),
         (linked("train/bee/x.png", "x.png"), DataError, "Too many levels of symbolic links"),
+        (piped("train/bee/x.png"), DataError, r"bee/x\.png .*expected a file, found a pipe"),
+        (piped("val/bee/x.JPEG"), DataError, r"bee/x\.JPEG .*expected a file, found a pipe"),
+        (pipe_linked, DataError, r"bee/x\.png .*expected a file, found a pipe"),
+        (bound("val/bee/x.png"), DataError, r"bee/x\.png .*expected a file, found .*a socket"),
+        (foldered("val/bee/x.png"), DataError, r"bee/x\.png .*expected a file, found a folder"),
     ],
 )
 def test_bad_class_folders_are_named(tmp_path, change, error, message):
@@ -340,6 +376,23 @@ def test_a_split_that_is_a_link_elsewhere_is_refused(tmp_path):
     (root / "val").symlink_to(tmp_path / "val")
     with pytest.raises(DataError, match="val is a link out of"):
         opened(root)
+
+
+def test_what_is_no_file_matters_only_under_the_name_of_an_image(tmp_path):
+    """A pipe, a folder or a hidden pipe beside the images is left alone and never opened; one that
+    takes the place of an image after the listing is refused as well."""
+    root = make(tmp_path / "set")
+    os.mkfifo(root / "train/ant/pipe")
+    os.mkfifo(root / "train/ant/.hidden.png")
+    (root / "train/ant/more").mkdir()
+    spec = opened(root)
+    assert len(datasets.load_split(spec, "train").data) == 9
+    (root / "val/ant/0.png").unlink()
+    os.mkfifo(root / "val/ant/0.png")
+    with pytest.raises(DataError, match=r"ant/0\.png .*found a pipe"):
+        datasets.load_split(spec, "test")
+    with pytest.raises(DataError, match=r"ant/0\.png .*found a pipe"):
+        read_bounded(root / "val/ant/0.png", 1)
 
 
 def test_links_inside_the_folder_are_followed(tmp_path):

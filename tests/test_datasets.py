@@ -361,6 +361,36 @@ def test_wrong_or_incomplete_layouts_are_named(tmp_path, split, damage, message)
         datasets.load_split(TINY, split, tmp_path)
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["train/n01629819/images/n01629819_1.JPEG", "val/images/val_4.JPEG", "val/val_annotations.txt"],
+)
+def test_pipes_in_tiny_imagenet_are_refused_and_not_waited_for(tmp_path, name):
+    """In the place of a training image, a validation image and the annotations."""
+    pipe(write_tiny(tmp_path / "tiny-imagenet-200") / name)
+    with pytest.raises(DataError, match=f"{name} .*expected a file, found a pipe"):
+        datasets.load_split(TINY, "train" if name.startswith("train") else "test", tmp_path)
+
+
+def test_pipes_in_cifar_are_refused_and_not_waited_for(tmp_path, cifar):
+    """In the place of an image; the archive and the pickles are looked for as files."""
+    name = f"cifar-100/train/{min(IMAGES['train'])}"
+    pipe(cifar / name)
+    with pytest.raises(DataError, match=f"{name} .*expected a file, found a pipe"):
+        datasets.load_split(CIFAR, "train", cifar)
+    other = tmp_path / "other"
+    (other / "cifar-100-python").mkdir(parents=True)
+    for path in ("cifar-100-python.tar.gz", *(f"cifar-100-python/{n}" for n in official_files())):
+        os.mkfifo(other / path)
+    with pytest.raises(MissingDataError):
+        datasets.load_split(CIFAR, "train", other)
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
 

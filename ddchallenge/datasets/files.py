@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import BinaryIO
 from ddchallenge.errors import DataError, DDChallengeError, OutputError, StorageError
 from ddchallenge.records import Source
 
-__all__ = ["check_source", "read_bounded", "reading", "sha256_of", "writing"]
+__all__ = ["check_regular", "check_source", "read_bounded", "reading", "sha256_of", "writing"]
 
 _CHUNK = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
@@ -52,10 +54,22 @@ def _write_error(folder: Path, advice: str, error: OSError) -> DDChallengeError:
     return OutputError(f"{folder} cannot be written: {reason}.\nTo use another place, {advice}.")
 
 
+def check_regular(path: Path, status: os.stat_result) -> None:
+    """Raise :class:`DataError` unless ``status`` is that of a file.
+
+    Opening a pipe waits for somebody who writes into it, and a device may never end.
+    """
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
+        raise DataError(f"{path} cannot be read: expected a file, found {kind}.")
+
+
 def read_bounded(path: Path, limit: int) -> bytes:
-    """The bytes of a file; :class:`DataError` if there are more than ``limit``, or it is gone."""
-    with reading(path), path.open("rb") as file:
-        content = file.read(limit + 1)
+    """The bytes of a file; :class:`DataError` if there are more than ``limit``, or it is none."""
+    with reading(path):
+        check_regular(path, path.stat())
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
     if len(content) > limit:
         raise DataError(f"{path} is larger than {limit} bytes: this is no file of the dataset.")
     return content

@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ddchallenge.datasets.files import read_bounded, reading
+from ddchallenge.datasets.files import check_regular, read_bounded, reading
 from ddchallenge.datasets.reader import DecodedSplit, Split
 from ddchallenge.errors import DataError
 from ddchallenge.records import DatasetSpec
@@ -135,7 +135,8 @@ def list_images(
 ) -> list[ImageFile]:
     """The images lying directly in ``root/folder``, by name.
 
-    Raises :class:`DataError`, also for a link that leads out of ``within``, if that is given.
+    Raises :class:`DataError`, also for what is no file but has the name of an image, and for a
+    link that leads out of ``within``, if that is given.
     """
     found = []
     with reading(root / folder), os.scandir(root / folder) as entries:
@@ -144,6 +145,7 @@ def list_images(
                 if within is not None and entry.is_symlink():
                     check_link(Path(entry.path), within)
                 status = entry.stat()
+                check_regular(Path(entry.path), status)
                 found.append(
                     ImageFile(
                         f"{folder}/{entry.name}",
