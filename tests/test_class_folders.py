@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
+import warnings
+import zlib
 from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
@@ -292,6 +295,17 @@ def drawn(path, *size, mode="RGB"):
     return change
 
 
+def headed(path, width, height):
+    """A PNG whose header says this size; of the pixels there is not one."""
+
+    def chunk(name, content):
+        end = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + end
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return replaced(path, b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+
+
 def linked(path, target):
     def change(root):
         (root.parent / "elsewhere").mkdir()
@@ -349,7 +363,19 @@ def one_class(root):
         (replaced("val/bee/1.png", b"GIF89a"), DataError, r"val/bee/1\.png is not a whole PNG"),
         (replaced("val/bee/1.png", b""), DataError, r"val/bee/1\.png is not a whole PNG"),
         (drawn("train/bee/1.png", 16, 16, mode="RGBA"), DataError, "up to 80,000,000 .* mode RGBA"),
-        (drawn("train/bee/1.png", 1, 5000), DataError, "found 1×5000 of mode RGB"),
+        (
+            drawn("train/bee/1.png", 100_000, 1),
+            DataError,
+            r"bee/1\.png: the longer side .* up to 1,594 times the shorter one, which becomes 224 "
+            r"pixels; found 100000×1\.",
+        ),
+        (drawn("train/bee/1.png", 1, 1595), DataError, "found 1×1595"),
+        (
+            headed("train/bee/1.png", 9500, 9500),
+            DataError,
+            r"bee/1\.png: expected up to 80,000,000 pixels, grey or RGB, found 9500×9500",
+        ),
+        (headed("val/bee/1.png", 60_000, 60_000), DataError, "larger than any photo.*3600000000 "),
         (linked("train/bee/x.png", "../../../elsewhere/x.png"), DataError, "is a link out of"),
         (linked("train/dog", "../../elsewhere"), DataError, r"train/dog is a link out of .*\nPut"),
         (linked("train/bee/x.png", "nowhere.png"), DataError, "No such file"),
@@ -367,6 +393,28 @@ def test_bad_class_folders_are_named(tmp_path, change, error, message):
     change(root)
     with pytest.raises(error, match=message):
         datasets.verify(opened(root))
+
+
+def test_the_longest_image_that_is_taken(tmp_path):
+    """1594 times as long as it is wide becomes a square of 224 pixels."""
+    root = make(tmp_path / "set")
+    drawn("val/bee/1.png", 1, 1594)(root)
+    assert datasets.load_split(opened(root), "test").data.images.shape == (6, 3, 224, 224)
+
+
+def test_large_images_are_refused_without_a_warning(tmp_path):
+    """Pillow's own warning is nowhere, neither while headers are read (first of all images, so that
+    it is one) nor while images are decoded; and it is on again for everyone else."""
+    root = make(tmp_path / "set")
+    headed("train/ant/0.png", 9500, 9500)(root)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        spec = opened(root)
+        with pytest.raises(DataError, match="found 9500×9500"):
+            datasets.load_split(spec, "train")
+        assert not caught
+        Image.open(root / "train/ant/0.png").close()
+    assert [warning.category for warning in caught] == [Image.DecompressionBombWarning]
 
 
 def test_a_split_that_is_a_link_elsewhere_is_refused(tmp_path):

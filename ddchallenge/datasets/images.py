@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -179,12 +180,14 @@ def uniform_side(names: Sequence[str], root: Path) -> int | None:
     from PIL import Image
 
     side = None
-    for name in names:
-        with _image_errors(f"{root}/{name}"), Image.open(root / name, formats=_FORMATS) as image:
-            width, height = image.size
-        if width != height or side not in (None, width):
-            return None
-        side = width
+    with _large_images():
+        for name in names:
+            path = root / name
+            with _image_errors(f"{root}/{name}"), Image.open(path, formats=_FORMATS) as image:
+                width, height = image.size
+            if width != height or side not in (None, width):
+                return None
+            side = width
     return side
 
 
@@ -246,8 +249,9 @@ def decode_images(
         for start in range(0, len(names), step):
             part = names[start : start + step]
             chunk = np.empty((len(part), 3, side, side), dtype=np.uint8)
-            for _ in pool.map(decode, part, chunk):
-                pass
+            with _large_images():
+                for _ in pool.map(decode, part, chunk):
+                    pass
             yield chunk
 
 
@@ -257,23 +261,36 @@ def _decode(content: bytes, where: str, side: int, *, any_size: bool) -> NDArray
     from PIL import Image
 
     with _image_errors(where), Image.open(BytesIO(content), formats=_FORMATS) as image:
-        # The header says these; nothing is decoded yet.
-        size, mode, transparent = image.size, image.mode, "transparency" in image.info
-        fits = _is_photo(size, side) if any_size else size == (side, side)
-        if fits and mode in _MODES and not transparent:
+        problem = _problem(image, side, any_size=any_size)
+        if not problem:
             square = _middle_square(image.convert("RGB"), side)
             return np.asarray(square).transpose(2, 0, 1)
-    expected = f"up to {_MAX_PHOTO_PIXELS:,}" if any_size else f"{side}×{side}"
-    raise DataError(
-        f"{where}: expected {expected} pixels, grey or RGB, "
-        f"found {size[0]}×{size[1]} of mode {mode}{' with transparency' if transparent else ''}."
-    )
+    raise DataError(f"{where}: {problem}.")
 
 
-def _is_photo(size: tuple[int, int], side: int) -> bool:
-    """Whether neither the image nor what it is resized to is larger than any photograph."""
-    short, long = sorted(size)
-    return short * long <= _MAX_PHOTO_PIXELS and side * side * long <= _MAX_PHOTO_PIXELS * short
+def _problem(image: PIL.Image.Image, side: int, *, any_size: bool) -> str:
+    """Why an image cannot be taken, or nothing; its header says, nothing is decoded.
+
+    Neither the image nor what it is resized to may be larger than any photograph.
+    """
+    width, height = image.size
+    transparent = "transparency" in image.info
+    if any_size:
+        expected, fits = f"up to {_MAX_PHOTO_PIXELS:,}", width * height <= _MAX_PHOTO_PIXELS
+    else:
+        expected, fits = f"{side}×{side}", image.size == (side, side)
+    if not fits or image.mode not in _MODES or transparent:
+        return (
+            f"expected {expected} pixels, grey or RGB, found {width}×{height} of mode "
+            f"{image.mode}{' with transparency' if transparent else ''}"
+        )
+    short, long = sorted(image.size)
+    if side * side * long > _MAX_PHOTO_PIXELS * short:
+        return (
+            f"the longer side may be up to {_MAX_PHOTO_PIXELS // side**2:,} times the shorter "
+            f"one, which becomes {side} pixels; found {width}×{height}"
+        )
+    return ""
 
 
 def _middle_square(image: PIL.Image.Image, side: int) -> PIL.Image.Image:
@@ -294,9 +311,26 @@ def _middle_square(image: PIL.Image.Image, side: int) -> PIL.Image.Image:
 
 
 @contextmanager
+def _large_images() -> Iterator[None]:
+    """Without Pillow's warning of large images: those that are too large are refused here.
+
+    Warnings are turned off for all threads at once, so not within those of the decoding.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+@contextmanager
 def _image_errors(where: str) -> Iterator[None]:
     """A stranger's bytes in a stranger's decoder: whatever it raises, the file is at fault."""
+    from PIL import Image
+
     try:
         yield
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{where} is larger than any photograph: {error}") from error
     except Exception as error:
         raise DataError(f"{where} is not a whole PNG or JPEG image: {error}.") from error
