@@ -732,7 +732,7 @@ class _Judge:
         """Raise :class:`RequestError` where the network cannot take images of this dataset."""
         from ddchallenge.scoring.networks import check_network
 
-        check_network(self.protocol.network, image_size=spec.image_size)
+        check_network(self.protocol, image_size=spec.image_size)
 
     def settled(self, bundle: Bundle, spec: DatasetSpec) -> _Judge:
         """The judge of this bundle."""

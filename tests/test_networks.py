@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import oracle
@@ -8,7 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from ddchallenge.errors import RequestError, UnknownNameError
-from ddchallenge.scoring.networks import build_network, check_network, convnet
+from ddchallenge.rules import get_protocol
+from ddchallenge.scoring.networks import NETWORKS, build_network, check_network, convnet
 
 
 def build(image_size, num_classes):
@@ -117,30 +119,45 @@ def test_every_network_has_the_parameters_counted_by_hand(name, image_size, deri
     ("name", "smallest"),
     [("ConvNetD3-W128", 8), ("ConvNet-6", 64), ("ResNetAP-10", 16), ("ResNet-18", 16)],
 )
-def test_an_image_that_is_too_small_is_refused_with_what_would_do(name, smallest):
+def test_an_image_that_is_too_small_is_refused(name, smallest):
     """At its smallest size a network still tells two images apart; one pixel less and the message
-    has the minimum, what was found and the networks that could be taken instead."""
+    has the minimum and what was found."""
     network = build_network(name, image_size=smallest, num_classes=3)
     one, other = network(torch.randn(2, 3, smallest, smallest))
     assert (one - other).abs().max() > 1e-3
 
-    with pytest.raises(
-        RequestError, match=f"{name} .* at least {smallest} pixels, found"
-    ) as caught:
+    with pytest.raises(RequestError, match=f"{name} .* at least {smallest} pixels, found"):
         build_network(name, image_size=smallest - 1, num_classes=3)
-    takers = str(caught.value).split("take such images: ")[1]
-    assert name not in takers
-    assert ("ConvNetD3-W128" in takers) == (smallest > 8)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "network", "image_size", "advice"),
+    [
+        ("imagewoof", "ConvNet-6", 32, "such images: --network ResNetAP-10 or ResNet-18."),
+        ("imagewoof", "ResNetAP-10", 8, "No other network of the protocol takes such images."),
+        ("eccv2024", None, 7, "No other network of the protocol takes such images."),
+    ],
+)
+def test_only_networks_that_can_be_chosen_are_offered(protocol, network, image_size, advice):
+    """What is offered for images that are too small is a choice of the same protocol and takes
+    them: not ConvNetD3-W128, which takes the images but is no choice in imagewoof."""
+    chosen = get_protocol(protocol, network)
+    with pytest.raises(RequestError, match=f"at least .*, found {image_size}") as caught:
+        check_network(chosen, image_size=image_size)
+    assert str(caught.value).splitlines()[1].endswith(advice)
+    for offered in NETWORKS:
+        if f" {offered}" in advice:
+            check_network(get_protocol(protocol, offered), image_size=image_size)
 
 
 def test_a_check_makes_no_network_and_draws_nothing():
     """Asking whether a size will do raises the same and leaves the generator as it was."""
     state = torch.get_rng_state()
-    check_network("ResNet-18", image_size=64)
+    check_network(get_protocol("imagewoof", "ResNet-18"), image_size=64)
     with pytest.raises(RequestError, match="at least 64 pixels, found 32"):
-        check_network("ConvNet-6", image_size=32)
-    with pytest.raises(UnknownNameError, match="ConvNet-6"):
-        check_network("ConvNet-7", image_size=32)
+        check_network(get_protocol("imagewoof", "ConvNet-6"), image_size=32)
+    with pytest.raises(UnknownNameError, match=r"ConvNet-6(.|\n)*ResNetAP-10$"):
+        check_network(replace(get_protocol(), network="ConvNet-7"), image_size=32)
     assert torch.equal(state, torch.get_rng_state())
 
 

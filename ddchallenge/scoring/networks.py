@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ddchallenge.errors import RequestError, UnknownNameError
+from ddchallenge.records import ScoringProtocol
 
 __all__ = ["NETWORKS", "Builder", "build_network", "check_network", "convnet", "resnet"]
 
@@ -175,23 +176,37 @@ def build_network(name: str, *, image_size: int, num_classes: int) -> nn.Sequent
     try:
         return builder(image_size=image_size, num_classes=num_classes)
     except RequestError as error:
-        others = ", ".join(other for other in NETWORKS if _takes(NETWORKS[other], image_size))
-        raise RequestError(
-            f"The network {name} cannot be made: {error}\n"
-            f"Networks that take such images: {others or 'none'}."
-        ) from None
+        raise RequestError(f"The network {name} cannot be made: {error}") from None
 
 
-def check_network(name: str, *, image_size: int) -> None:
-    """Raise what :func:`build_network` would raise; makes nothing and draws no random number."""
-    with torch.device("meta"):
-        build_network(name, image_size=image_size, num_classes=1)
+def check_network(protocol: ScoringProtocol, *, image_size: int) -> None:
+    """Raise what :func:`build_network` would raise for the network of ``protocol``.
 
-
-def _takes(builder: Builder, image_size: int) -> bool:
+    The message has the networks that could be chosen instead. Makes nothing and draws no random
+    number.
+    """
     try:
-        with torch.device("meta"):
-            builder(image_size=image_size, num_classes=1)
+        _try(protocol.network, image_size)
+    except UnknownNameError:
+        raise
+    except RequestError as error:
+        others = [name for name in protocol.networks if _takes(name, image_size)]
+        advice = (
+            f"Give one that takes such images: --network {' or '.join(others)}."
+            if others
+            else "No other network of the protocol takes such images."
+        )
+        raise RequestError(f"{error}\n{advice}") from None
+
+
+def _takes(name: str, image_size: int) -> bool:
+    try:
+        _try(name, image_size)
     except RequestError:
         return False
     return True
+
+
+def _try(name: str, image_size: int) -> None:
+    with torch.device("meta"):
+        build_network(name, image_size=image_size, num_classes=1)
