@@ -604,6 +604,30 @@ def test_a_bundle_for_other_class_folders_is_refused(ddchallenge, tmp_path):
     assert ddchallenge("score", tmp_path / "o", *moved)[0] == 0
 
 
+def test_a_class_is_scored_by_one_test_image_and_not_without(ddchallenge, tmp_path):
+    """One test image a class is enough for the accuracy of every class; where the last one of a
+    class went, hidden files and other files being none, it is refused with its name."""
+    root = make(tmp_path / "set", test=1)
+    data, out = ["--dataset", f"folder:{root}"], tmp_path / "o"
+    quick = ["--epochs", "0", "--seeds", "0"]
+    status, _, err = ddchallenge(
+        "run", "--track", "generative", *data, *quick, "--max-images", "3", "--out", out
+    )
+    assert status == 0, err
+    shares = json.loads((out / "result.json").read_text())["per_class"]
+    assert len(shares) == 3
+    assert set(shares) <= {0.0, 1.0}
+
+    before = sorted(path.name for path in out.iterdir())
+    folder = root / "val/bee"
+    (folder / "0.png").rename(folder / ".0.png")
+    (folder / "0.webp").write_bytes(b"")
+    status, stdout, err = ddchallenge("score", out, *data, *quick)
+    assert (status, stdout) == (1, "")
+    assert "class 'bee' has no image in val/bee/." in " ".join(err.split())
+    assert sorted(path.name for path in out.iterdir()) == before
+
+
 def test_an_interrupted_score_says_the_whole_command(ddchallenge, tmp_path, monkeypatch):
     """Ctrl-C while scoring: what to type again names the folders and the size."""
     root = make(tmp_path / "a set")
