@@ -70,11 +70,12 @@ def estimate(
         rounds = [_round(trainings) for _ in range(STEPS)]
         while sum(seconds for seconds, _ in rounds) < SECONDS and len(rounds) < MOST_STEPS:
             rounds.append(_round(trainings))
+        rows = trainings[0].stepper.rows
         part = _first(test, recipe.batch_size)
         some = DeviceImages(part, spec, device)
-        confusion_matrix(trainings[0].network, some, recipe.batch_size)
+        confusion_matrix(trainings[0].network, some, rows)
         began = time.monotonic()
-        confusion_matrix(trainings[0].network, some, recipe.batch_size)
+        confusion_matrix(trainings[0].network, some, rows)
         test_seconds = (time.monotonic() - began) / len(part) * len(test)
     test_seconds *= recipe.tests
     # By the image: batches differ in size, the last of a pass may have a single one.

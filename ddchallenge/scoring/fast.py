@@ -189,6 +189,11 @@ class FastStepper:
         return "training" if self._shape in _compiled_shapes else "compiling"
 
     @property
+    def rows(self) -> int:
+        """A part of a batch: as much memory as a step needs, and no more."""
+        return self._rows
+
+    @property
     def notes(self) -> Sequence[str]:
         """How long compilation took, or why it failed; empty where it was quick."""
         return self._notes

@@ -185,7 +185,7 @@ class _Scoring:
 
     def _confusion(self, training: Training) -> CountArray:
         with training.on_stream():
-            return confusion_matrix(training.network, self._test, training.recipe.batch_size)
+            return confusion_matrix(training.network, self._test, training.stepper.rows)
 
     def _save(self, trainings: Sequence[Training]) -> None:
         if self._checkpoints:

@@ -33,6 +33,11 @@ class Stepper(Protocol):
         ...
 
     @property
+    def rows(self) -> int:
+        """How many images are best put through the network at once."""
+        ...
+
+    @property
     def notes(self) -> Sequence[str]:
         """Lines for people about what the first step found, there after it."""
         ...
