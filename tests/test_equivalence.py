@@ -1,6 +1,7 @@
 """Two one-sided tests, and what follows from them."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,3 +72,24 @@ def test_fast_is_the_default_where_it_was_established_and_nowhere_else(tmp_path,
     assert default_numerics("cpu", "cifar100", "eccv2024") == "exact"
     assert default_numerics("cpu", "tinyimagenet", "eccv2024") == "exact"
     assert measured("cpu", "digits", "eccv2024") == ENTRY
+
+
+def test_the_measurements_that_are_shipped(monkeypatch):
+    """The file beside the code reads; what the README's table says of each data set is in it, and
+    each of them was established."""
+    root = Path(equivalence.__file__).parents[2]
+    monkeypatch.setattr(
+        equivalence, "FILE", Path(equivalence.__file__).with_name("equivalence.json")
+    )
+    rows = [line.split("|") for line in (root / "README.md").read_text().splitlines()]
+    for dataset in ("digits", "cifar100", "tinyimagenet"):
+        found = measured("cpu", dataset, "eccv2024")
+        assert found.established
+        low, high = (f"{100 * end:+.2f}".replace("-", "−") for end in found.interval90)
+        (row,) = [row for row in rows if len(row) > 6 and row[1].strip().startswith(dataset + ",")]
+        assert [cell.strip() for cell in row[2:6]] == [
+            str(found.seeds),
+            f"{100 * found.exact_mean:.2f}",
+            f"{100 * found.fast_mean:.2f}",
+            f"{low} to {high}",
+        ]

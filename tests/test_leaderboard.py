@@ -327,9 +327,6 @@ def test_numbers_as_people_read_them():
     assert per_class_text((999, 1000)) == "999–1,000"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the recorded results are of schema 1 until they are scored again"
-)
 def test_the_readme_shows_the_recorded_results():
     """Every result in this repository is one, and the README's table is made of them."""
     root = Path(__file__).parent.parent
