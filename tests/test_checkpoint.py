@@ -19,7 +19,7 @@ import ddchallenge
 from ddchallenge.datasets import get_dataset, load_split
 from ddchallenge.records import LabeledImages
 from ddchallenge.rules import PROTOCOLS
-from ddchallenge.scoring import runs, score
+from ddchallenge.scoring import recipes, runs, score
 from ddchallenge.scoring.checkpoint import Checkpoints
 from ddchallenge.scoring.fast import FastStepper
 from ddchallenge.scoring.networks import NETWORKS, convnet
@@ -119,7 +119,7 @@ import numpy as np
 from ddchallenge.datasets import get_dataset, load_split
 from ddchallenge.records import LabeledImages
 from ddchallenge.rules import PROTOCOLS
-from ddchallenge.scoring import runs, score
+from ddchallenge.scoring import recipes, runs, score
 from ddchallenge.scoring.checkpoint import Checkpoints
 
 runs.CHECKPOINT_SECONDS = 0.05
@@ -340,3 +340,33 @@ def test_nothing_in_a_checkpoint_is_unpickled(digits, tmp_path):
 
     assert {"place", "generator.cpu", "network.0.weight", "momentum.0"} <= names
     assert "pickle" not in path.read_bytes()[:4096].decode("latin-1")
+
+
+def test_an_interrupt_in_a_test_on_the_way_costs_neither_the_pass_nor_the_test(
+    digits, tmp_path, tiny, monkeypatch
+):
+    """A recipe that tests after every pass, interrupted inside the second test: that pass is kept,
+    its test still due, and the run ends with the best and the last accuracy of one nobody
+    disturbed."""
+    monkeypatch.setattr(recipes.Eccv2024, "tests_after", lambda recipe, index: True)
+    request = {"epochs": 5, "seeds": [0], "device": "cpu"}
+    whole = score(few(digits), digits[1], SPEC, tiny, **request)
+    plain_test, tests = runs.confusion_matrix, []
+
+    def interrupted(*args):
+        tests.append(args)
+        if len(tests) == 2:
+            raise KeyboardInterrupt
+        return plain_test(*args)
+
+    store = Checkpoints(tmp_path, KEY)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "confusion_matrix", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            score(few(digits), digits[1], SPEC, tiny, checkpoints=store, **request)
+    kept = store.load(0)
+    assert kept["place"].tolist() == [2, 0, 1]
+    again = score(few(digits), digits[1], SPEC, tiny, checkpoints=store, **request)
+
+    assert plain(again) == plain(whole)
+    assert again[0].run.optimistic_best_accuracy >= again[0].run.accuracy

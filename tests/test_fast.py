@@ -1,6 +1,7 @@
 """Fast numerics against exact ones: the same training in other arithmetic."""
 
 import dataclasses
+import os
 from contextlib import nullcontext
 from functools import partial
 
@@ -224,3 +225,23 @@ def test_a_graph_is_captured_after_the_trial_and_replayed_for_every_batch(tiny, 
     assert (captured, replayed) == ([256, 44], [256, 44] * 3)
     for mine, theirs in zip(network.parameters(), without.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["with space", "a file"])
+def test_a_folder_the_compiler_cannot_use_is_not_given_to_it(tmp_path, monkeypatch, name):
+    """Inductor does not quote its paths and needs a folder to write in: otherwise PyTorch's own
+    place is used; a folder that will do is made and named."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "put back afterwards")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    place = tmp_path / name.replace(" ", "-" if name == "a file" else " ")
+    if name == "a file":
+        place.mkdir()
+        (place / "compiled").write_text("")
+    monkeypatch.setenv("DDCHALLENGE_CACHE", str(place))
+    fast._compiled.__wrapped__()
+    assert str(tmp_path) not in os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
+
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("DDCHALLENGE_CACHE", str(tmp_path / "good"))
+    fast._compiled.__wrapped__()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "good" / "compiled")

@@ -127,6 +127,7 @@ class _Scoring:
         """Train these seeds side by side, then test them."""
         trainings = [self._training(seed) for seed in seeds if seed not in self.outcomes]
         going = [training for training in trainings if not training.done]
+        self._test_due(trainings)
         # The first steps may compile for a while: there an interrupt is obeyed at once.
         for training in going:
             self._report(going, training.stepper.first_step)
