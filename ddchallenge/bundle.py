@@ -27,7 +27,8 @@ from ddchallenge.records import (
     LabeledImages,
     Manifest,
 )
-from ddchallenge.rules import TRACKS
+from ddchallenge.reference_devices import equivalent_budget
+from ddchallenge.rules import TRACKS, get_rules
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,6 +152,7 @@ def read_bundle(folder: Path, spec: DatasetSpec | None = None) -> Bundle:
         _check_classes(manifest, data, spec)
         _check_track(manifest)
         _check_sampling(manifest)
+        _check_budget(manifest)
         digest = tensor_digest(spec, data)
         if digest != manifest.digest:
             raise BundleError(
@@ -288,6 +290,29 @@ def _check_sampling(manifest: Manifest) -> None:
     for problem, holds in facts.items():
         if not holds:
             raise BundleError(f"sampling: {problem}")
+
+
+def _check_budget(manifest: Manifest) -> None:
+    """A scaled budget must be the one its calibration and the table come to."""
+    claimed, calibration, log = manifest.equivalent, manifest.calibration, manifest.sampling
+    if claimed is None:
+        return
+    if calibration is None or log is None:
+        raise BundleError("equivalent: there is no calibration, or no clock, to scale a budget by")
+    if calibration.environment.hardware != manifest.environment.hardware:
+        raise BundleError("equivalent: its calibration is of other hardware")
+    try:
+        found = equivalent_budget(
+            claimed.device, calibration, get_rules(manifest.track), claimed.table
+        )
+    except RequestError as error:
+        raise BundleError(f"equivalent: {error}") from None
+    same = math.isclose(found.factor, claimed.factor, rel_tol=1e-9)
+    if not same or not found.budget_seconds == claimed.budget_seconds == log.budget_seconds:
+        raise BundleError(
+            f"equivalent: its calibration comes to {found.budget_seconds:g} s, "
+            f"it says {claimed.budget_seconds:g} s and sampled for {log.budget_seconds:g} s"
+        )
 
 
 def _check_track(manifest: Manifest) -> None:

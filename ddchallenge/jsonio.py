@@ -1,5 +1,7 @@
 """Frozen records to JSON and back, strictly: every field there, none too many, each of its type.
 
+Only a field that is None by default may be missing: it came later than the file.
+
 Knows what the records are made of and nothing more: ``str``, ``int``, ``float``, ``bool``,
 ``Literal``, ``X | None``, ``tuple[X, ...]``, ``tuple[X, Y]`` and records of these. May be imported
 anywhere, like the records.
@@ -92,14 +94,19 @@ def _record(cls: Any, value: object, path: str) -> Any:
     if not isinstance(value, dict):
         _refuse(path, "an object", value)
     fields = _fields(cls)
-    missing = [_join(path, name) for name in fields if name not in value]
+    later = {field.name for field in dataclasses.fields(cls) if field.default is None}
+    missing = [_join(path, name) for name in fields if name not in value and name not in later]
     if missing:
         raise DocumentError(f"{_listed(missing)} missing")
     unknown = [_join(path, name) for name in value if name not in fields]
     if unknown:
         raise DocumentError(f"{_listed(unknown)} not known here")
     return cls(
-        **{name: _value(hint, value[name], _join(path, name)) for name, hint in fields.items()}
+        **{
+            name: _value(hint, value[name], _join(path, name))
+            for name, hint in fields.items()
+            if name in value
+        }
     )
 
 

@@ -1,7 +1,8 @@
 """Results on disk, and the ranking made of them.
 
-A result is a file, ``results/<dataset>.<protocol>.json`` beside its submission; the leaderboard is
-the sum of those files, so git is its database and a pull request its upload.
+A result is a file, ``results/<dataset>.<protocol>.json`` beside its submission, one with a scaled
+budget ``results/<dataset>.<protocol>.<device>.json``; the leaderboard is the sum of those files, so
+git is its database and a pull request its upload.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ddchallenge.errors import OutputError, RequestError
 from ddchallenge.generator import Submission
 from ddchallenge.jsonio import DocumentError, from_json, read_json, to_json, write_json
 from ddchallenge.marks import cost_the_rank
-from ddchallenge.records import RESULT_SCHEMA, Result
+from ddchallenge.records import RESULT_SCHEMA, EquivalentBudget, Result
 
 __all__ = [
     "Leaderboard",
@@ -25,6 +26,7 @@ __all__ = [
     "collect",
     "counts_as_official",
     "group_of_tests",
+    "hardware_of",
     "read_result",
     "record_path",
     "result_document",
@@ -45,7 +47,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Leaderboard:
-    """Rows grouped by test set, track and protocol, best first; and files that are no results."""
+    """Rows grouped by test set, track, protocol and the hardware their images were made on, best
+    first; and files that are no results."""
 
     rows: tuple[Row, ...]
     problems: tuple[str, ...]
@@ -82,9 +85,12 @@ def _other_schema(schema: int) -> str:
     return "An earlier version wrote it: score the bundle again with `ddchallenge score`."
 
 
-def record_path(submission: Submission, dataset: str, protocol: str) -> Path:
-    """Where a result of a submission is recorded."""
-    return submission.folder / "results" / f"{dataset}.{protocol}.json"
+def record_path(
+    submission: Submission, dataset: str, protocol: str, scaled: EquivalentBudget | None = None
+) -> Path:
+    """Where a result of a submission is recorded; never over one that had another's budget."""
+    budget = "" if scaled is None else f".{scaled.device}"
+    return submission.folder / "results" / f"{dataset}.{protocol}{budget}.json"
 
 
 def counts_as_official(result: Result) -> bool:
@@ -108,9 +114,9 @@ def collect(submissions: Iterable[Submission], folders: Iterable[Path] = ()) -> 
 
     ``folders`` are searched for ``*.json`` and, run folders being what they are, for
     ``*/result.json``. Ranked among themselves: official results of ranked submissions with the
-    same dataset, test images, track and protocol, by mean accuracy. The others stand in the same
-    order without a rank. A result beside a submission of another name is left out (a copied
-    folder); one of another version of the submission is marked.
+    same dataset, test images, track, protocol and :func:`hardware_of`, by mean accuracy. The others
+    stand in the same order without a rank. A result beside a submission of another name is left
+    out (a copied folder); one of another version of the submission is marked.
     """
     found: list[tuple[Result, Path]] = []
     problems: list[str] = []
@@ -163,7 +169,22 @@ def _ranked(found: list[tuple[Result, Path]]) -> tuple[Row, ...]:
 
 
 def _group(result: Result) -> tuple[str, ...]:
-    return result.dataset, group_of_tests(result), result.track, result.protocol.id
+    where = hardware_of(result)
+    return result.dataset, group_of_tests(result), result.track, result.protocol.id, where
+
+
+def hardware_of(result: Result) -> str:
+    """What the images were made on under a clock, or its equivalent; "" where there was no clock.
+
+    Ten minutes of one machine are not those of another: ranks are among the same hardware, or,
+    with budgets scaled by the same table, to the same device.
+    """
+    log = result.sampling
+    if log is None:
+        return ""
+    if log.equivalent is not None:
+        return f"the equivalent of {log.equivalent.device} ({log.equivalent.table})"
+    return log.hardware
 
 
 def group_of_tests(result: Result) -> str:

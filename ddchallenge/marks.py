@@ -64,7 +64,12 @@ def _sampling_marks(manifest: Manifest, spec: DatasetSpec) -> tuple[str, ...]:
             marks.append(UNOFFICIAL + "imported, not sampled under a clock")
         return tuple(marks)
     budget = get_rules(manifest.track).budget_seconds
-    if budget is not None and log.budget_seconds != budget:
+    equivalent = manifest.equivalent
+    if equivalent is not None:  # that the log has this very budget is checked with the bundle
+        marks.append(f"calibrated ({equivalent.device} × {equivalent.factor:.3g})")
+        if manifest.calibration is not None and manifest.calibration.busy:
+            marks.append(f"{UNOFFICIAL}calibrated while the machine was busy")
+    elif budget is not None and log.budget_seconds != budget:
         marks.append(f"{UNOFFICIAL}budget {log.budget_seconds:g} s of {budget:g} s")
     hardware = OFFICIAL_HARDWARE.get(spec.name)
     if hardware and hardware not in manifest.environment.hardware:

@@ -63,6 +63,8 @@ def sampled_manifest(
         origin=None,
         sampling=sampled.log,
         environment=describe_environment(order.device),
+        calibration=order.calibration,
+        equivalent=order.equivalent,
     )
 
 
@@ -174,4 +176,6 @@ def _summary(manifest: Manifest) -> SamplingSummary | None:
         device=log.device,
         hardware=manifest.environment.hardware,
         seconds=log.seconds,
+        calibration=manifest.calibration,
+        equivalent=manifest.equivalent,
     )

@@ -28,10 +28,12 @@ __all__ = [
     "BatchRecord",
     "Bundle",
     "BundleSummary",
+    "Calibration",
     "DatasetSpec",
     "DatasetSplit",
     "Difference",
     "Environment",
+    "EquivalentBudget",
     "GenerationTask",
     "Interval",
     "LabeledImages",
@@ -40,6 +42,7 @@ __all__ = [
     "PhaseSeconds",
     "ProtocolUse",
     "Provenance",
+    "Rate",
     "Reference",
     "Result",
     "Rules",
@@ -372,13 +375,69 @@ class Environment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """How fast one part of the calibration went, in FLOP/s or bytes/s.
+
+    ``per_second`` is of the median repetition; ``spread`` is the distance between the quartiles of
+    the ``repetitions`` as a share of the median.
+    """
+
+    per_second: float
+    spread: float
+    repetitions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """How fast a device is, by a fixed workload (:mod:`ddchallenge.calibration`).
+
+    Matrix products and convolutions in FLOP/s, a multiplication and an addition being two;
+    ``copy`` in bytes/s read and written, ``host_to_device`` in bytes/s moved, None on a CPU.
+    ``workload`` is the version of the workload. ``threads`` are the CPU threads it ran with,
+    ``tf32`` whether float32 was allowed fewer bits (never, in this version). ``load_average`` is
+    the machine's of the minute before, None where it has none. ``busy`` says, a line each, what
+    speaks against the figures; empty for a quiet machine. ``measured_at`` is UTC, ISO 8601.
+    """
+
+    workload: str
+    measured_at: str
+    matmul_bf16: Rate
+    matmul_fp32: Rate
+    convolution_bf16: Rate
+    convolution_fp32: Rate
+    copy: Rate
+    host_to_device: Rate | None
+    tf32: bool
+    threads: int
+    load_average: float | None
+    busy: tuple[str, ...]
+    environment: Environment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EquivalentBudget:
+    """A budget scaled to what the rules' budget is worth on a reference device.
+
+    ``factor`` times the rules' budget, rounded to a second, is ``budget_seconds``. ``device`` is
+    the name of the reference and ``table`` the version of its figures; see
+    :mod:`ddchallenge.reference_devices`.
+    """
+
+    device: str
+    table: str
+    factor: float
+    budget_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What a bundle says of itself (``manifest.json``).
 
     ``digest`` is :func:`ddchallenge.bundle.tensor_digest` of the tensors. ``normalisation`` is
     ``"pixels"`` for uint8 images, else what a float file was recognised as. ``sampling`` is None
     for an imported bundle, ``origin`` the name of the file it was imported from. ``ranked`` is
-    false for reference lines.
+    false for reference lines. ``calibration`` is that of the device it was sampled on, where one
+    was at hand; ``equivalent`` is there when the budget was scaled by it.
     """
 
     schema: int
@@ -397,6 +456,8 @@ class Manifest:
     origin: str | None
     sampling: SamplingLog | None
     environment: Environment
+    calibration: Calibration | None = None
+    equivalent: EquivalentBudget | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -538,7 +599,9 @@ class BundleSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingSummary:
-    """A :class:`SamplingLog` without its batches."""
+    """A :class:`SamplingLog` without its batches, and how fast the device is that it ran on.
+
+    ``calibration`` and ``equivalent`` are the manifest's."""
 
     budget_seconds: float
     elapsed_seconds: float
@@ -552,6 +615,8 @@ class SamplingSummary:
     device: str
     hardware: str
     seconds: PhaseSeconds
+    calibration: Calibration | None = None
+    equivalent: EquivalentBudget | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

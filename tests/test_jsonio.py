@@ -68,6 +68,14 @@ def test_text_a_terminal_might_obey_is_refused(text):
     assert from_json(Outer, changed(["name"], printable(text)), "it").name
 
 
+def test_only_what_is_none_by_default_may_be_missing():
+    """A field that came later is None in an older file; any other missing one is refused."""
+    assert from_json(Outer, changed(["maybe"], ...), "it").maybe is None
+    assert from_json(Outer, changed(["maybe"], None), "it").maybe is None
+    with pytest.raises(DocumentError, match="note is missing"):  # may be None, but must be said
+        from_json(Outer, changed(["note"], ...), "it")
+
+
 def test_a_whole_number_is_a_number_too():
     """JSON writers drop ``.0``; a float field takes a whole number and stays a float."""
     record = from_json(Outer, changed(["inner", "seconds"], 3), "it")

@@ -14,19 +14,23 @@ from ddchallenge.datasets import get_dataset
 from ddchallenge.errors import OutputError, RequestError
 from ddchallenge.generator import read_submission
 from ddchallenge.leaderboard import check_recordable, collect, read_result, write_result
-from ddchallenge.marks import is_official, marks_of
+from ddchallenge.marks import cost_the_rank, is_official, marks_of
 from ddchallenge.records import (
     Accuracy,
     BundleSummary,
+    Calibration,
     Difference,
     Environment,
+    EquivalentBudget,
     Manifest,
     PhaseSeconds,
     ProtocolUse,
     Provenance,
+    Rate,
     Reference,
     Result,
     SamplingLog,
+    SamplingSummary,
     SeedRun,
     SubmissionIdentity,
 )
@@ -138,6 +142,62 @@ def test_ranks_count_official_ranked_results_only(tmp_path):
         (3, "third"),
     ]
     assert len(leaderboard_tables(board)) == 2
+
+
+def sampled(hardware: str, equivalent: EquivalentBudget | None = None) -> SamplingSummary:
+    return SamplingSummary(
+        budget_seconds=600.0,
+        elapsed_seconds=1.0,
+        stop="images",
+        stop_detail="",
+        images_sampled=100,
+        images_augmented=0,
+        late_images=0,
+        augmentation="none",
+        run_seed=0,
+        device="cpu",
+        hardware=hardware,
+        seconds=PhaseSeconds(),
+        equivalent=equivalent,
+    )
+
+
+def test_hardware_is_ranked_apart_and_so_are_scaled_budgets(tmp_path):
+    """Ranks are among one hardware, or among budgets scaled to one device by one table."""
+    scaled = {
+        table: EquivalentBudget(device="rtx4090", table=table, factor=2.0, budget_seconds=1200.0)
+        for table in ("reference-devices-1", "reference-devices-2")
+    }
+    rows = {
+        "small-best": sampled("small CPU"),
+        "small-next": sampled("small CPU"),
+        "large": sampled("large CPU"),
+        "scaled-large": sampled("large CPU", scaled["reference-devices-1"]),
+        "scaled-small": sampled("small CPU", scaled["reference-devices-1"]),
+        "scaled-later": sampled("small CPU", scaled["reference-devices-2"]),
+    }
+    for number, (name, log) in enumerate(rows.items()):
+        row = result(name, 0.9 - 0.1 * number, sampling=log)
+        write_result(tmp_path / f"{name}.json", row)
+    board = collect([], [tmp_path])
+    assert {row.result.submission.name: row.rank for row in board.rows} == {
+        "small-best": 1,
+        "small-next": 2,
+        "large": 1,
+        "scaled-large": 1,
+        "scaled-small": 2,
+        "scaled-later": 1,
+    }
+    headings = [line for line in leaderboard_markdown(board).splitlines() if line.startswith("**")]
+    assert headings == [
+        "**digits · generative · eccv2024 · on large CPU**",
+        "**digits · generative · eccv2024 · on small CPU**",
+        "**digits · generative · eccv2024 · on the equivalent of rtx4090 (reference-devices-1)**",
+        "**digits · generative · eccv2024 · on the equivalent of rtx4090 (reference-devices-2)**",
+    ]
+    assert [table.title for table in leaderboard_tables(board)] == [
+        heading.strip("*") for heading in headings
+    ]
 
 
 def test_fast_numerics_are_said_and_keep_their_rank(tmp_path):
@@ -316,6 +376,43 @@ def test_other_hardware_epochs_and_seeds_are_marked():
     assert not is_official(OFFICIAL, 2, (0, 1, 2))
     assert not is_official(OFFICIAL, 1000, (0, 1))
     assert is_official(OFFICIAL, 1000, (0, 1, 2))
+
+
+def test_a_scaled_budget_is_marked_once():
+    """As calibrated and not as another budget; one of a busy machine has no rank."""
+    rate = Rate(per_second=1e12, spread=0.01, repetitions=5)
+    calibration = Calibration(
+        workload="calibrate-1",
+        measured_at="2026-01-01T00:00:00+00:00",
+        matmul_bf16=rate,
+        matmul_fp32=rate,
+        convolution_bf16=rate,
+        convolution_fp32=rate,
+        copy=rate,
+        host_to_device=None,
+        tf32=False,
+        threads=2,
+        load_average=0.1,
+        busy=(),
+        environment=manifest().environment,
+    )
+    scaled = EquivalentBudget(
+        device="rtx4090", table="reference-devices-1", factor=3.2, budget_seconds=1920.0
+    )
+    changes = {"log": {"budget_seconds": 1920.0}, "equivalent": scaled}
+
+    def marks(calibration):
+        made = manifest(**changes, calibration=calibration)
+        return marks_of(made, get_dataset("cifar100"), OFFICIAL, 1000, (0, 1, 2))
+
+    assert marks(calibration) == ("calibrated (rtx4090 × 3.2)",)
+    assert not cost_the_rank(marks(calibration))
+    busy = marks(replace(calibration, busy=("load average 9 on 2 processors",)))
+    assert busy == (
+        "calibrated (rtx4090 × 3.2)",
+        "unofficial: calibrated while the machine was busy",
+    )
+    assert cost_the_rank(busy)
 
 
 def test_numbers_as_people_read_them():

@@ -15,7 +15,7 @@ import sys
 import click
 
 import ddchallenge
-from ddchallenge.cli import catalogue, data, run, sample, score, tensors
+from ddchallenge.cli import calibrate, catalogue, data, run, sample, score, tensors
 from ddchallenge.cli.output import echo, print_json, printed_json
 from ddchallenge.errors import DDChallengeError
 from ddchallenge.interrupts import as_interrupt
@@ -44,6 +44,7 @@ for _command in (
     score.score,
     tensors.import_command,
     tensors.export_command,
+    calibrate.calibrate,
     catalogue.submissions,
     catalogue.new,
     catalogue.leaderboard,

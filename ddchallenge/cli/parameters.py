@@ -113,6 +113,11 @@ with_sampling = _together(
         "--budget", type=_Budget(), help="Wall clock, such as 90s or 10m.  [default: 600s]"
     ),
     click.option(
+        "--equivalent",
+        metavar="DEVICE",
+        help="Scale the budget to the rules' on another device: rtx4090. Needs `calibrate`.",
+    ),
+    click.option(
         "--max-images", type=click.IntRange(min=1), help="Images in the bundle, copies included."
     ),
     click.option(
@@ -162,6 +167,7 @@ class SamplingOptions(TypedDict):
 
     submission: str | None
     budget: float | None
+    equivalent: str | None
     max_images: int | None
     augment: str | None
     seed: int

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Unpack, cast
 
 import click
 
+from ddchallenge.cli.calibrate import calibrated
 from ddchallenge.cli.judge import Judge
 from ddchallenge.cli.output import new_console, say
 from ddchallenge.cli.parameters import (
@@ -89,12 +90,15 @@ def run(
     order = recorded = None
     if rules.track == "generative":
         _refuse(track, {"--images": images, "--labels": labels})
-        order = order_of(rules, spec, judge.device, options)
+        order = calibrated(console, order_of(rules, spec, judge.device, options), options)
         origin = order.submission.name
         if record:
-            recorded = record_path(order.submission, spec.name, judge.protocol.id)
+            scaled = order.equivalent
+            recorded = record_path(order.submission, spec.name, judge.protocol.id, scaled)
             check_writable(recorded.parent)
-            by_the_rules = judge.official and order.budget_seconds == rules.budget_seconds
+            by_the_rules = judge.official and (
+                scaled is not None or order.budget_seconds == rules.budget_seconds
+            )
             check_recordable(recorded, official=by_the_rules)
     else:
         _refuse(
@@ -102,6 +106,7 @@ def run(
             {
                 "--submission": options["submission"],
                 "--budget": options["budget"],
+                "--equivalent": options["equivalent"],
                 "--augment": options["augment"],
                 "--max-images": options["max_images"],
                 "--record": record or None,

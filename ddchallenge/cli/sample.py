@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
+from ddchallenge.cli.calibrate import calibrated
 from ddchallenge.cli.output import new_console, print_json, say
 from ddchallenge.cli.parameters import (
     SamplingOptions,
@@ -55,6 +56,7 @@ def sample(
     console = new_console()
     spec = open_dataset(console, dataset, image_size)
     order = order_of(get_rules("generative"), spec, resolve_device(device), sampling)
+    order = calibrated(console, order, sampling)
     out = free_folder(out, spec, order.submission.name)
     bundle = run_generator(console, order, data_dir, out)
     show_audit(console, bundle, spec)

@@ -159,7 +159,8 @@ def _place_for(bundle: Bundle, spec: DatasetSpec, judge: Judge) -> Path:
             f"--record: the submission {made_by.name} has changed since this bundle was made.\n"
             "Sample again, or score without --record."
         )
-    place = record_path(submission, spec.name, judge.protocol.id)
+    scaled = bundle.manifest.equivalent
+    place = record_path(submission, spec.name, judge.protocol.id, scaled)
     check_writable(place.parent)
     marks = marks_of(bundle.manifest, spec, judge.protocol, judge.epochs, judge.seeds)
     check_recordable(place, official=not cost_the_rank(marks))

@@ -8,10 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ddchallenge.datasets.inspection import Availability
+from ddchallenge.errors import RequestError
 from ddchallenge.generator import ListedSubmission
-from ddchallenge.leaderboard import Leaderboard, Row, group_of_tests
-from ddchallenge.records import Accuracy, Difference, Numerics, Reference, Result, SeedRun
+from ddchallenge.leaderboard import Leaderboard, Row, group_of_tests, hardware_of
+from ddchallenge.records import (
+    Accuracy,
+    Calibration,
+    Difference,
+    Numerics,
+    Rate,
+    Reference,
+    Result,
+    SeedRun,
+)
+from ddchallenge.reference_devices import CURRENT_TABLE, TABLES, equivalent_budget
 from ddchallenge.report.live import duration
+from ddchallenge.rules import TRACKS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "accuracy_text",
     "availability_table",
+    "calibration_table",
     "estimates_table",
     "leaderboard_markdown",
     "leaderboard_tables",
@@ -68,6 +81,45 @@ def estimates_table(estimates: Sequence[Estimate], chosen: Numerics) -> Table:
     return table
 
 
+def calibration_table(calibration: Calibration) -> Table:
+    """What was measured of a device, and what its budgets come to."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    environment = calibration.environment
+    table.add_row("device", escape(f"{environment.device}, {environment.hardware}"))
+    table.add_row(
+        "workload", f"{calibration.workload}, PyTorch {escape(environment.torch)}, TF32 off"
+    )
+    table.add_row("threads", str(calibration.threads))
+    for name in ("matmul_bf16", "matmul_fp32", "convolution_bf16", "convolution_fp32"):
+        table.add_row(name.replace("_", " "), _rate(getattr(calibration, name), "FLOP/s"))
+    table.add_row("copy", _rate(calibration.copy, "B/s"))
+    if calibration.host_to_device is not None:
+        table.add_row("host to device", _rate(calibration.host_to_device, "B/s"))
+    rules = TRACKS["generative"]
+    for name, reference in TABLES[CURRENT_TABLE].items():
+        try:
+            scaled = equivalent_budget(name, calibration, rules)
+            worth = f"{scaled.budget_seconds:,g} s for its {rules.budget_seconds:g} s "
+            worth += f"(× {scaled.factor:.3g})"
+        except RequestError as error:
+            worth = str(error).partition("\n")[0]
+        table.add_row(f"as an {name}", escape(worth))
+        table.add_row("", f"[dim]{escape(reference.source)}[/]")
+    return table
+
+
+def _rate(rate: Rate, unit: str) -> str:
+    return (
+        f"{rate.per_second / 1e9:,.1f} G{unit}  "
+        f"(quartiles {rate.spread:.1%} apart, {rate.repetitions} times)"
+    )
+
+
 def per_class_text(images_per_class: tuple[int, int]) -> str:
     """``10``, or ``9–10`` where classes differ."""
     least, most = images_per_class
@@ -75,7 +127,7 @@ def per_class_text(images_per_class: tuple[int, int]) -> str:
 
 
 def leaderboard_tables(board: Leaderboard) -> list[Table]:
-    """One table for each dataset, track and protocol."""
+    """One table for each dataset, track, protocol and hardware."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -115,7 +167,9 @@ def _heading(row: Row) -> str:
     result = row.result
     tests = group_of_tests(result)
     which = f" (test images {tests})" if tests else ""
-    return f"{result.dataset}{which} · {result.track} · {result.protocol.id}"
+    hardware = hardware_of(result)
+    where = f" · on {hardware}" if hardware else ""
+    return f"{result.dataset}{which} · {result.track} · {result.protocol.id}{where}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -186,6 +240,11 @@ def result_table(result: Result, class_names: Sequence[str]) -> Table:
             f"{log.elapsed_seconds:.1f} s of {log.budget_seconds:g} s, stopped by {log.stop} "
             f"({phases})",
         )
+        if log.equivalent is not None:
+            scaled = log.equivalent
+            table.add_row(
+                "budget", f"as on an {scaled.device}: × {scaled.factor:.3g} ({scaled.table})"
+            )
     if result.marks:
         table.add_row("marks", f"[yellow]{escape('; '.join(result.marks))}[/]")
     return table

@@ -25,7 +25,9 @@ from ddchallenge.interrupts import noticed
 from ddchallenge.jsonio import printable
 from ddchallenge.records import (
     BatchRecord,
+    Calibration,
     DatasetSpec,
+    EquivalentBudget,
     GenerationTask,
     LabeledImages,
     PhaseSeconds,
@@ -73,7 +75,7 @@ class SamplingOrder:
 
     ``max_images`` bounds the bundle, copies included; None leaves that to the submission.
     ``training_data`` is the folder of decoded training images or None. ``augmentation`` is the
-    name of a plan.
+    name of a plan. ``calibration`` and ``equivalent`` are only carried, to the manifest.
     """
 
     submission: Submission
@@ -85,6 +87,8 @@ class SamplingOrder:
     max_images: int | None
     augmentation: str
     training_data: Path | None
+    calibration: Calibration | None = None
+    equivalent: EquivalentBudget | None = None
 
 
 @dataclass(frozen=True, slots=True)
