@@ -23,6 +23,7 @@ ORDER = [
     "environment",
     "augment",
     "generator",
+    "packages",
     "sampling",
     "bundle",
     "official",

@@ -15,7 +15,7 @@ import sys
 import click
 
 import ddchallenge
-from ddchallenge.cli import catalogue, data, run, sample, score, tensors
+from ddchallenge.cli import catalogue, data, package, run, sample, score, tensors
 from ddchallenge.cli.output import echo, print_json, printed_json
 from ddchallenge.errors import DDChallengeError
 from ddchallenge.interrupts import as_interrupt
@@ -47,6 +47,8 @@ for _command in (
     catalogue.submissions,
     catalogue.new,
     catalogue.leaderboard,
+    package.package,
+    package.check_package,
     data.data,
 ):
     commands.add_command(_command)
