@@ -22,7 +22,15 @@ from ddchallenge.atomic import atomic_file
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["DocumentError", "from_json", "parse_json", "printable", "read_json", "to_json", "write_json"]
+__all__ = [
+    "DocumentError",
+    "from_json",
+    "parse_json",
+    "printable",
+    "read_json",
+    "to_json",
+    "write_json",
+]
 
 # Longer than any text of a record; what a stranger's file holds beyond it is refused.
 MAX_TEXT: Final = 10_000

@@ -33,6 +33,7 @@ ORDER = [
     "provenance",
     "leaderboard",
     "scaffold",
+    "doctor",
     "report",
     "pipeline",
     "cli",

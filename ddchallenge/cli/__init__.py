@@ -15,7 +15,7 @@ import sys
 import click
 
 import ddchallenge
-from ddchallenge.cli import catalogue, data, package, run, sample, score, tensors
+from ddchallenge.cli import catalogue, data, doctor, package, run, sample, score, tensors
 from ddchallenge.cli.output import echo, print_json, printed_json
 from ddchallenge.errors import DDChallengeError
 from ddchallenge.interrupts import as_interrupt
@@ -49,6 +49,7 @@ for _command in (
     catalogue.leaderboard,
     package.package,
     package.check_package,
+    doctor.doctor,
     data.data,
 ):
     commands.add_command(_command)

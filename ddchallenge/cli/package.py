@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +14,13 @@ from ddchallenge.cli.output import echo, new_console, print_json, say
 from ddchallenge.cli.parameters import PATH, with_json
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ddchallenge.packages import CheckedPackage, WrittenPackage
 
 __all__ = ["check_package", "package"]
+
+_SLOW_BYTES = 50_000_000
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # not subscriptable before 8.5
@@ -52,18 +58,17 @@ def package(
     from ddchallenge.generator import find_submission
     from ddchallenge.jsonio import to_json
     from ddchallenge.packages import write_package
-    from ddchallenge.report.live import counting
 
     found = find_submission(submission)
     target = out or Path(f"{found.name}.tar.gz")
     console = new_console()
-    with counting(console, found.name, "bytes") as display:
+    with _counting(console, found.name) as show:
         written = write_package(
             found,
             target,
             allow=[path.removeprefix("./") for path in allow],
             max_file_bytes=max_size,
-            on_progress=lambda done, total: display(done, total, what="packaging"),
+            on_progress=show("packaging"),
         )
     if as_json:
         print_json(to_json(written))
@@ -92,21 +97,14 @@ def check_package(file: Path, target: Path | None, max_size: int, as_json: bool)
     import ddchallenge
     from ddchallenge import packages
     from ddchallenge.jsonio import to_json
-    from ddchallenge.report.live import counting
 
     console = new_console()
-    with counting(console, file.name, "bytes") as display:
+    with _counting(console, file.name) as show:
         checked = packages.check_package(
-            file,
-            max_total_bytes=max_size,
-            on_progress=lambda done, total: display(done, total, what="checking"),
+            file, max_total_bytes=max_size, on_progress=show("checking")
         )
         if target is not None:
-            packages.unpack(
-                checked,
-                target,
-                on_progress=lambda done, total: display(done, total, what="unpacking"),
-            )
+            packages.unpack(checked, target, on_progress=show("unpacking"))
     contents = checked.contents
     if as_json:
         print_json(
@@ -135,6 +133,23 @@ def check_package(file: Path, target: Path | None, max_size: int, as_json: bool)
             f"  ddchallenge run --track generative --dataset {checked.submission.datasets[0]} "
             f"--submission {target}"
         )
+
+
+@contextmanager
+def _counting(console: Console, name: str) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """A display for packages that take a while; small ones are done before it could be read."""
+    from ddchallenge.report.live import counting
+
+    with counting(console, name, "bytes") as display:
+
+        def show(what: str) -> Callable[[int, int], None]:
+            def progress(done: int, total: int) -> None:
+                if total >= _SLOW_BYTES:
+                    display(done, total, what=what)
+
+            return progress
+
+        yield show
 
 
 def _show(found: WrittenPackage | CheckedPackage) -> None:

@@ -206,10 +206,10 @@ def _read(
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise PackageError(f"{path} cannot be read ({error.strerror}).") from None
-    with file:
+    with open(number, "rb") as file:  # noqa: PTH123  # a descriptor has no path
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise PackageError(f"{path} is no file. Expected is what `ddchallenge package` writes.")
         yield file
@@ -273,7 +273,7 @@ def _settle(contents: PackageList, path: Path, max_total_bytes: int) -> None:
     sizes = {entry.path: entry.size for entry in contents.files}
     if not 0 < sizes.get(CONFIG_NAME, 0) <= MAX_CONFIG_BYTES:
         raise PackageError(
-            f"{path} has no {CONFIG_NAME} of 1 to {MAX_CONFIG_BYTES:,} bytes: no submission is in it."
+            f"{path} has no {CONFIG_NAME} of 1 to {MAX_CONFIG_BYTES:,} bytes: it is no submission."
         )
     if (digest := form.digest_of(contents.files)) != contents.digest:
         raise PackageError(

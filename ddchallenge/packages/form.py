@@ -157,7 +157,10 @@ def problem_of_list(files: Iterable[PackagedFile]) -> str | None:
     for file in files:
         if problem := problem_of_path(file.path):
             return f"{file.path[:200]!r} {problem}."
-        if not is_digested(PurePosixPath(file.path)) and PurePosixPath(file.path).name != "README.md":
+        if (
+            not is_digested(PurePosixPath(file.path))
+            and PurePosixPath(file.path).name != "README.md"
+        ):
             return f"{file.path} is no part of a submission's digest, so a package may not have it."
         if not 0 <= file.size <= MAX_FILE_BYTES:
             return f"{file.path} cannot have {file.size} bytes."

@@ -118,8 +118,8 @@ def write_package(
     with atomic_file(target, overwrite=False) as temporary:
         with temporary.open("wb") as file:
             _write(file, contents, folder, count)
-        with temporary.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        with temporary.open("rb") as written:
+            sha256 = hashlib.file_digest(written, "sha256").hexdigest()
         size = temporary.stat().st_size
     return WrittenPackage(
         path=target,
@@ -261,7 +261,9 @@ def _changed(path: str) -> SubmissionError:
     return SubmissionError(f"{path} was changed while it was packaged. Run this again.")
 
 
-def _write(file: BinaryIO, contents: PackageList, folder: Path, count: Callable[[int], None]) -> None:
+def _write(
+    file: BinaryIO, contents: PackageList, folder: Path, count: Callable[[int], None]
+) -> None:
     listing = (json.dumps(to_json(contents), indent=1, ensure_ascii=False) + "\n").encode()
     with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0) as archive:
         archive.write(form.header(form.LIST_NAME, len(listing)))
