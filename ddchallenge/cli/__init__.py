@@ -67,7 +67,10 @@ def main() -> None:
     debug = "--debug" in arguments or bool(os.environ.get("DDCHALLENGE_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        commands.main(arguments, prog_name="ddchallenge", standalone_mode=False)
+        # What it returns is the status of a command that ended itself, `doctor` for instance.
+        status = commands.main(arguments, prog_name="ddchallenge", standalone_mode=False)
+        if status:
+            sys.exit(status)
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.UsageError as error:

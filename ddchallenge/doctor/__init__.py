@@ -7,7 +7,6 @@ Nothing is changed or left behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -50,7 +49,7 @@ def diagnose(data_dir: Path | None = None) -> Diagnosis:
     """Look at this machine; takes seconds, and at most as long as its slowest probe may."""
     findings = look_around([*_PROBES, *data_probes(data_dir)])
     by_key = {finding.key: finding for finding in findings}
-    commands = tuple(_readiness(command, keys, by_key) for command, keys in _needs().items())
+    commands = _all_ready(by_key)
     return Diagnosis(able=commands[0].ready, findings=findings, commands=commands)
 
 
@@ -68,30 +67,40 @@ _PROBES: Final = (
 )
 
 
+_MAIN_JOB: Final = "run --dataset digits"
+_MAIN: Final = ("python", "versions", "torch", "cache", "here", "data.digits")
+
+
 def _needs() -> dict[str, tuple[str, ...]]:
-    """Each command and the keys of what it needs, the main job first."""
-    main = ("python", "versions", "torch", "cache", "here", "data.digits")
+    """Each command, and the keys of what it needs beyond the main job, which comes first."""
     others = tuple(name for name in DATASETS if name != "digits")
     return {
-        "run --dataset digits": main,
-        "run --launcher container": (*main, "engine"),
-        "run, your files out of reach": (*main, "landlock"),
-        "score --numerics fast": (*main, "compiler"),
-        "score --device cuda": (*main, "gpu"),
-        **{f"run --dataset {name}": (*main, f"data.{name}") for name in others},
-        "reproduce": (*main, "git"),
+        _MAIN_JOB: _MAIN,
+        "run --launcher container": ("engine",),
+        "run, your files out of reach": ("landlock",),
+        "score --numerics fast": ("compiler",),
+        "score --device cuda": ("gpu",),
+        **{f"run --dataset {name}": (f"data.{name}",) for name in others},
+        "reproduce": ("git",),
     }
 
 
-def _readiness(command: str, keys: Iterable[str], findings: dict[str, Finding]) -> Readiness:
-    # A probe that failed has not said all it might have.
-    known = [
-        findings.get(key, Finding(key=key, title=key, text="not found out", state="unknown"))
-        for key in keys
-    ]
-    wanting = [found for found in known if found.state != "ok"]
-    why = "; ".join(
-        f"{found.title}: {found.text}" + (f". {found.advice}" if found.advice else "")
-        for found in wanting
-    )
-    return Readiness(command=command, ready=not wanting, why=why or None)
+def _all_ready(findings: dict[str, Finding]) -> tuple[Readiness, ...]:
+    ready: list[Readiness] = []
+    for command, keys in _needs().items():
+        reasons = list(filter(None, (_wanting(key, findings) for key in keys)))
+        if ready and not ready[0].ready:
+            reasons.insert(0, f"all that {_MAIN_JOB} needs.")
+        why = " ".join(reasons)
+        ready.append(Readiness(command=command, ready=not why, why=why or None))
+    return tuple(ready)
+
+
+def _wanting(key: str, findings: dict[str, Finding]) -> str | None:
+    found = findings.get(key)
+    if found is None:  # a probe that failed has not said all it might have
+        return f"{key}: not found out."
+    if found.state == "ok":
+        return None
+    advice = f" {found.advice}." if found.advice else ""
+    return f"{found.title}: {found.text.rstrip('.')}.{advice}"

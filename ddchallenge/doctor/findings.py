@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -90,17 +92,22 @@ def last_line(text: str) -> str:
 def ask(*command: str, seconds: float) -> tuple[int, str, str]:
     """Status and both outputs of a program; 127 where there is none, 124 where it took too long."""
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
-            timeout=seconds,
-            check=False,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        return 124, "", f"{command[0]} gave no answer within {seconds:.0f} s"
     except OSError as error:
-        return 127, "", f"{command[0]}: {error.strerror}"
-    return done.returncode, done.stdout, done.stderr
+        return 127, "", f"{command[0]} cannot be started ({error.strerror})"
+    with process:
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            # The group: what it started may hold the pipes.
+            os.killpg(process.pid, signal.SIGKILL)
+            return 124, "", f"{command[0]} gave no answer within {seconds:.0f} s"
+    return process.returncode, out, err

@@ -26,7 +26,11 @@ __all__ = [
 ]
 
 _DISTRIBUTION: Final = "ddchallenge"
-ENGINES: Final = ("podman", "docker")
+# Of the service, where there is one: the program alone cannot run anything.
+ENGINES: Final = {
+    "podman": ("info", "--format", "{{.Version.Version}}"),
+    "docker": ("version", "--format", "{{.Server.Version}}"),
+}
 
 
 def find_python() -> Iterable[Finding]:
@@ -104,12 +108,11 @@ def find_compiler() -> Iterable[Finding]:
 def find_engine() -> Iterable[Finding]:
     """The first container engine that answers."""
     refused = []
-    for name in ENGINES:
+    for name, question in ENGINES.items():
         if shutil.which(name) is None:
             continue
-        form = "{{.ServerVersion}}" if name == "docker" else "{{.Version.Version}}"
-        status, out, err = ask(name, "info", "--format", form, seconds=12)
-        if status == 0:
+        status, out, err = ask(name, *question, seconds=12)
+        if status == 0 and out.strip():
             user = "as root" if os.geteuid() == 0 else "without root"
             yield Finding(key="engine", title="containers", text=f"{name} {last_line(out)}, {user}")
             return
@@ -125,11 +128,12 @@ def find_engine() -> Iterable[Finding]:
 def find_git() -> Iterable[Finding]:
     """Git, which fetches the code a result names."""
     status, out, err = ask("git", "--version", seconds=5)
-    missing = status != 0
-    yield Finding(
-        key="git", title="git", text=last_line(err) if missing else last_line(out).removeprefix("git version "),
-        state="missing" if missing else "ok", advice="Install git" if missing else None,
-    )  # fmt: skip
+    if status == 0:
+        text = last_line(out).removeprefix("git version ")
+        yield Finding(key="git", title="git", text=text)
+    else:
+        text = last_line(err)
+        yield Finding(key="git", title="git", text=text, state="missing", advice="Install git")
 
 
 def find_landlock() -> Iterable[Finding]:
