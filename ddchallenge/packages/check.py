@@ -209,9 +209,10 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise PackageError(f"{path} cannot be read ({error.strerror}).") from None
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise PackageError(f"{path} is no file. Expected is what `ddchallenge package` writes.")
     with open(number, "rb") as file:  # noqa: PTH123  # a descriptor has no path
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise PackageError(f"{path} is no file. Expected is what `ddchallenge package` writes.")
         yield file
 
 
