@@ -160,7 +160,7 @@ def _show(found: WrittenPackage | CheckedPackage) -> None:
     echo(
         f"submission  {contents.submission}, {len(contents.files)} files, "
         f"{contents.total_bytes:,} bytes\n"
-        f"digest      {contents.digest}  (as manifests and results name it)\n"
+        f"digest      {contents.digest}  (results name it)\n"
         f"file        {found.path}, {found.size:,} bytes\n"
         f"sha256      {found.sha256}"
     )

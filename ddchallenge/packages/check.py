@@ -227,6 +227,11 @@ def _list(stream: _Stream, path: Path) -> PackageList:
         raise PackageError(
             f"{path} is not a tar archive inside.\nExpected is what `ddchallenge package` writes."
         ) from None
+    if info.name == form.LIST_NAME and not 0 < info.size <= form.MAX_LIST_BYTES:
+        raise PackageError(
+            f"{path}: {form.LIST_NAME} has {info.size:,} bytes; 1 to {form.MAX_LIST_BYTES:,} are "
+            "taken."
+        )
     if not 0 < info.size <= form.MAX_LIST_BYTES or block != form.header(form.LIST_NAME, info.size):
         raise PackageError(
             f"{path} does not begin with {form.LIST_NAME} but with {_described(info)}.\n"

@@ -9,10 +9,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import resource
+import struct
 import subprocess
 import sys
 import tarfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -140,13 +141,24 @@ def test_what_is_hidden_behind_and_between(refused):
     assert "hidden between its files" in refused(content)
 
 
-def bomb(gigabytes: int) -> bytes:
-    """A gzip file of so many GB of zeros, a thousandth as long."""
-    out = io.BytesIO()
-    with gzip.GzipFile(fileobj=out, mode="wb", compresslevel=9) as file:
-        for _ in range(gigabytes * 10):
-            file.write(bytes(100_000_000))
-    return out.getvalue()
+BOMB = 600_000_000  # bytes that a member claims, and that follow
+
+
+def bomb(head: bytes) -> bytes:
+    """One gzip stream of ``head`` and as many zeros, under three MB; compressed once, repeated."""
+    zeros, times = bytes(10_000_000), BOMB // 10_000_000
+
+    def deflated(content: bytes) -> bytes:
+        # A full flush ends at a byte and refers to nothing before, so the pieces can be joined.
+        packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+        return packer.compress(content) + packer.flush(zlib.Z_FULL_FLUSH)
+
+    checksum = zlib.crc32(head)
+    for _ in range(times):
+        checksum = zlib.crc32(zeros, checksum)
+    stream = deflated(head) + times * deflated(zeros) + b"\x03\x00"  # an empty last block
+    end = struct.pack("<II", checksum, (len(head) + BOMB) % 2**32)
+    return b"\x1f\x8b\x08" + bytes(6) + b"\xff" + stream + end
 
 
 def big_header(size: int, path: str, kind: bytes = tarfile.REGTYPE) -> bytes:
@@ -155,58 +167,76 @@ def big_header(size: int, path: str, kind: bytes = tarfile.REGTYPE) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
-def bombs() -> dict[str, bytes]:
-    tail = bomb(1)
+def bombs() -> dict[str, tuple[bytes, str]]:
+    """Heads that zeros follow, and what is said of them."""
     document = listing(FILES)
-    document["files"][0]["size"] = 900_000_000
-    heads = {
+    document["files"][0]["size"] = BOMB
+    right = list_member(listing(FILES))
+    return {
         # Python's tarfile reads the whole extended header into memory.
-        "pax": big_header(900_000_000, "x", tarfile.XHDTYPE),
-        "longname": big_header(900_000_000, "x", tarfile.GNUTYPE_LONGNAME),
-        "list": big_header(900_000_000, "package.json"),
-        "member": list_member(document),
-        "within": list_member(listing(FILES)) + big_header(900_000_000, "submission/generate.py"),
-        "end": list_member(listing(FILES)) + b"".join(members(FILES)) + bytes(1024),
-    }
-    return {name: gzip.compress(head) + tail for name, head in heads.items()} | {
-        "zeros": tail,
-        "end in one stream": gzip.compress(heads["end"] + bytes(300_000_000)),
+        "pax": (big_header(BOMB, "x", tarfile.XHDTYPE), "an extended header (pax)"),
+        "longname": (big_header(BOMB, "x", tarfile.GNUTYPE_LONGNAME), "an extended header (GNU)"),
+        "list": (big_header(BOMB, "package.json"), "package.json has 600,000,000 bytes"),
+        "zeros": (b"", "is not a tar archive inside"),
+        "member": (
+            list_member(document) + big_header(BOMB, "submission/generate.py"),
+            "generate.py is not the file that the list names",
+        ),
+        "within": (right + big_header(BOMB, "submission/generate.py"), "another size"),
+        "end": (right + b"".join(members(FILES)) + bytes(1024), "goes on after its end"),
     }
 
 
-def test_bombs_take_no_memory(tmp_path):
-    """A gigabyte out of one megabyte, refused by a process that may have 300 MB more."""
-    code = """
-import resource, sys
+# Half of what the bombs make, on top of what the imports took.
+LIMITED = """
+import resource, sys, tarfile
 from pathlib import Path
 from ddchallenge.errors import PackageError
 from ddchallenge.packages import check_package
 import ddchallenge.augment
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000, used + 300_000_000))
+"""
+CHECK = """
 for name in sys.argv[1:]:
     try:
         check_package(Path(name))
-        print("taken", name)
+        print("taken")
     except PackageError as error:
         print(str(error).splitlines()[0])
 """
-    paths = []
-    for name, content in bombs().items():
-        path = tmp_path / f"{name.replace(' ', '-')}.tar.gz"
-        path.write_bytes(content)
-        assert len(content) < 3_000_000
-        paths.append(str(path))
-    done = subprocess.run(
-        [sys.executable, "-c", code, *paths], capture_output=True, text=True, check=False,
-        timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    said = done.stdout.splitlines()
-    assert len(said) == len(paths)
-    assert not [line for line in said if line.startswith("taken")]
-    assert len(list(tmp_path.iterdir())) == len(paths)
-    assert resource.getrlimit(resource.RLIMIT_AS)[0] != 300_000_000  # this process is as it was
+BY_TARFILE = """
+try:
+    tarfile.open(sys.argv[1], "r|gz")
+except MemoryError:
+    print("no memory")
+"""
+
+
+def test_bombs_take_no_memory(tmp_path):
+    """Refused by a process that may have half the memory; Python's own reader runs out of it."""
+
+    def run(code: str, *paths: Path) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", LIMITED + code, *map(str, paths)],
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    paths, messages = [], []
+    for name, (head, message) in bombs().items():
+        paths.append(tmp_path / name)
+        paths[-1].write_bytes(bomb(head))
+        assert paths[-1].stat().st_size < 4_000_000
+        messages.append(message)
+    with gzip.open(tmp_path / "zeros") as whole:  # a proper file to its checksum
+        assert sum(len(piece) for piece in iter(lambda: whole.read(1 << 20), b"")) == BOMB
+    assert run(BY_TARFILE, tmp_path / "pax") == ["no memory"]
+    said = run(CHECK, *paths)
+    assert len(said) == len(messages)
+    assert [line for line, message in zip(said, messages, strict=True) if message not in line] == []
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
 def test_more_than_was_to_be_read(refused):
