@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["check_package", "package"]
 
 _SLOW_BYTES = 50_000_000
+_SHOWN = 20
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # not subscriptable before 8.5
@@ -73,8 +74,10 @@ def package(
     if as_json:
         print_json(to_json(written))
         return
-    for path, reason in written.left_out:
+    for path, reason in written.left_out[:_SHOWN]:
         say(console, f"left out: {path} ({reason})", style="yellow")
+    if (more := len(written.left_out) - _SHOWN) > 0:
+        say(console, f"left out: {more:,} more files; --json lists all", style="yellow")
     if written.folder_digest != written.contents.digest:
         say(
             console,

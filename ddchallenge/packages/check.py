@@ -256,7 +256,7 @@ def _check_format(document: Any, path: Path) -> None:
         harness = document.get("harness")
         by = f" by ddchallenge {printable(harness)[:40]}" if isinstance(harness, str) else ""
         raise PackageError(
-            f"{path} was made in format {found}{by}; this is ddchallenge "
+            f"{path} was made in format {str(found)[:40]}{by}; this is ddchallenge "
             f"{ddchallenge.__version__}, which reads format {form.FORMAT}.\n"
             "Take that version of ddchallenge, or have the submission packaged with this one."
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import random
 import struct
 import subprocess
 import sys
@@ -237,6 +238,35 @@ def test_bombs_take_no_memory(tmp_path):
     assert len(said) == len(messages)
     assert [line for line, message in zip(said, messages, strict=True) if message not in line] == []
     assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
+def test_chance_finds_nothing_else(tmp_path):
+    """Flipped, cut and doubled pieces, of archive and file: refused, or no difference."""
+    whole = package_of(FILES)
+    path = tmp_path / "p.tar.gz"
+    path.write_bytes(whole)
+    right = check_package(path).contents
+    chance = random.Random(0)
+    taken = 0
+    for number in range(1000):
+        content = bytearray(gzip.decompress(whole) if number % 2 else whole)
+        for _ in range(chance.randint(1, 3)):
+            start = chance.randrange(len(content))
+            piece = content[start : start + chance.choice([1, 1, 7, 512])]
+            change = chance.choice(["flip", "cut", "double"])
+            if change == "flip":
+                content[start] = chance.randrange(256)
+            elif change == "cut":
+                del content[start : start + len(piece)]
+            else:
+                content[start:start] = piece
+        path.write_bytes(gzip.compress(bytes(content), 1) if number % 2 else bytes(content))
+        try:
+            assert check_package(path).contents == right
+            taken += 1
+        except PackageError:
+            pass
+    assert taken < 50  # gzip's own header has a time and a system that say nothing
 
 
 def test_more_than_was_to_be_read(refused):
