@@ -7,6 +7,7 @@
     │   ├── UnknownNameError      no dataset, submission, plan ... of that name
     │   ├── MissingDataError      a dataset is not where it was looked for
     │   ├── SubmissionError       a submission folder or its submission.toml is wrong
+    │   ├── PackageError          a package is damaged, hostile, or made by another version
     │   ├── BundleError           a bundle or an official .pt file is not what it claims to be
     │   └── OutputError           the place to write to exists already or cannot be written
     └── RunError                  the request was right, carrying it out failed  exit status 1
@@ -32,6 +33,7 @@ __all__ = [
     "DownloadError",
     "MissingDataError",
     "OutputError",
+    "PackageError",
     "RequestError",
     "RunError",
     "SamplingError",
@@ -72,6 +74,10 @@ class MissingDataError(RequestError):
 
 class SubmissionError(RequestError):
     """A submission that cannot be run; the message names the file and, where known, the line."""
+
+
+class PackageError(RequestError):
+    """A package that is damaged, hostile, or made by another version; nothing was unpacked."""
 
 
 class BundleError(RequestError):

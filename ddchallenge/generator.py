@@ -12,13 +12,14 @@ A submission is a folder::
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
@@ -100,7 +101,7 @@ class Submission:
 
     @property
     def identity(self) -> SubmissionIdentity:
-        """Name and digest; see :func:`folder_digest` for what the digest covers."""
+        """Name and digest; see :func:`is_digested` for what the digest covers."""
         return SubmissionIdentity(name=self.name, digest=folder_digest(self.folder))
 
 
@@ -233,7 +234,6 @@ def read_submission(folder: Path) -> Submission:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise SubmissionError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes.")
         text = path.read_text(encoding="utf-8")
-        document = tomllib.loads(text)
     except FileNotFoundError:
         raise SubmissionError(
             f"{folder} holds no {CONFIG_NAME}, so it is not a submission.\n"
@@ -241,6 +241,17 @@ def read_submission(folder: Path) -> Submission:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SubmissionError(f"{path} cannot be read: {error}") from None
+    return parse_submission(text, path, lambda name: (folder / name).is_file())
+
+
+def parse_submission(text: str, path: Path, is_file: Callable[[str], bool]) -> Submission:
+    """The submission a ``submission.toml`` describes; nothing is read, nothing executed.
+
+    ``path`` is where the text lies, or will; ``is_file`` says whether a file is beside it. Raises
+    :class:`SubmissionError` that names the file and the line.
+    """
+    try:
+        document = tomllib.loads(text)
     # RecursionError: brackets nested thousands deep. ValueError: also numbers of that length.
     except (ValueError, RecursionError) as error:
         raise SubmissionError(f"{path}: not valid TOML: {error}") from None
@@ -268,29 +279,53 @@ def read_submission(folder: Path) -> Submission:
             found = found if len(found) <= 80 else found[:77] + "..."
             raise problem(key, f"{key} must be {error}, found {found}.") from None
     module = values["entry_point"].partition(":")[0]
-    if not (folder / f"{module}.py").is_file():
+    if not is_file(f"{module}.py"):
         raise problem("entry_point", f"there is no {module}.py beside {CONFIG_NAME}.")
-    return Submission(folder=folder.resolve(), **values)
+    return Submission(folder=path.parent.resolve(), **values)
+
+
+def is_digested(relative: PurePath) -> bool:
+    """Whether a file at this path of a submission is part of its digest.
+
+    ``README.md``, recorded results and what tools leave behind are not.
+    """
+    results = relative.parts[0] == "results" and relative.suffix == ".json"
+    return not (results or relative.name == "README.md" or is_leftover(relative))
+
+
+def is_leftover(relative: PurePath) -> bool:
+    """Whether a path is, or lies in, what Python, git and file browsers leave in a folder."""
+    return not _CACHES.isdisjoint(relative.parts)
 
 
 def folder_digest(folder: Path) -> str:
-    """Hex SHA-256 over the relative paths and contents of a submission's files, sorted by path.
+    """The :func:`files_digest` of a submission's files.
 
-    ``README.md``, recorded results and what tools leave behind do not count. Raises
-    :class:`SubmissionError` for a symbolic link: it could point outside the folder.
+    Raises :class:`SubmissionError` for a symbolic link: it could point outside the folder.
     """
-    digest = hashlib.sha256(b"ddchallenge-submission-1\0")
-    for path in sorted(folder.rglob("*")):
+    files = []
+    for path in folder.rglob("*"):
         relative = path.relative_to(folder)
-        results = relative.parts[0] == "results" and relative.suffix == ".json"
-        if results or relative.name == "README.md" or not _CACHES.isdisjoint(relative.parts):
+        if not is_digested(relative):
             continue
         if path.is_symlink():
             raise SubmissionError(f"{path} is a symbolic link; a submission holds plain files.")
         if path.is_file():
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").digest()
-            digest.update(relative.as_posix().encode() + b"\0" + content)
+            files.append((relative, content))
+    return files_digest(files)
+
+
+def files_digest(files: Iterable[tuple[PurePath, bytes]]) -> str:
+    """Hex SHA-256 over the relative paths and the contents' SHA-256, sorted by path.
+
+    What :func:`is_digested` leaves out does not count.
+    """
+    digest = hashlib.sha256(b"ddchallenge-submission-1\0")
+    for relative, content in sorted(files):
+        if is_digested(relative):
+            digest.update(os.fsencode(relative.as_posix()) + b"\0" + content)
     return digest.hexdigest()
 
 

@@ -24,7 +24,15 @@ from ddchallenge.atomic import atomic_file
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["DocumentError", "from_json", "printable", "read_json", "to_json", "write_json"]
+__all__ = [
+    "DocumentError",
+    "from_json",
+    "parse_json",
+    "printable",
+    "read_json",
+    "to_json",
+    "write_json",
+]
 
 # Longer than any text of a record; what a stranger's file holds beyond it is refused.
 MAX_TEXT: Final = 10_000
@@ -201,11 +209,19 @@ def read_json(path: Path, max_bytes: int) -> Any:
         raise DocumentError(f"{path} cannot be read ({error.strerror})") from None
     if len(content) > max_bytes:
         raise DocumentError(f"{path} is larger than the {max_bytes} bytes allowed")
+    return parse_json(content, str(path))
+
+
+def parse_json(content: bytes, where: str) -> Any:
+    """Strict JSON as :func:`read_json` reads it; ``where`` opens the message of an error.
+
+    Raises :class:`DocumentError`.
+    """
     try:
         return json.loads(content, parse_constant=_no_constant, object_pairs_hook=_unique)
     # RecursionError: brackets nested thousands deep.
     except (ValueError, RecursionError) as error:
-        raise DocumentError(f"{path} is not valid JSON ({error})") from None
+        raise DocumentError(f"{where} is not valid JSON ({error})") from None
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -15,7 +15,17 @@ import sys
 import click
 
 import ddchallenge
-from ddchallenge.cli import calibrate, catalogue, data, run, sample, score, tensors
+from ddchallenge.cli import (
+    calibrate,
+    catalogue,
+    data,
+    doctor,
+    package,
+    run,
+    sample,
+    score,
+    tensors,
+)
 from ddchallenge.cli.output import echo, print_json, printed_json
 from ddchallenge.errors import DDChallengeError
 from ddchallenge.interrupts import as_interrupt
@@ -48,6 +58,9 @@ for _command in (
     catalogue.submissions,
     catalogue.new,
     catalogue.leaderboard,
+    package.package,
+    package.check_package,
+    doctor.doctor,
     data.data,
 ):
     commands.add_command(_command)
@@ -65,7 +78,10 @@ def main() -> None:
     debug = "--debug" in arguments or bool(os.environ.get("DDCHALLENGE_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        commands.main(arguments, prog_name="ddchallenge", standalone_mode=False)
+        # What it returns is the status of a command that ended itself, `doctor` for instance.
+        status = commands.main(arguments, prog_name="ddchallenge", standalone_mode=False)
+        if status:
+            sys.exit(status)
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.UsageError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ddchallenge.datasets.inspection import Availability
+from ddchallenge.doctor import Diagnosis, State
 from ddchallenge.errors import RequestError
 from ddchallenge.generator import ListedSubmission
 from ddchallenge.leaderboard import Leaderboard, Row, group_of_tests, hardware_of
@@ -34,6 +35,8 @@ __all__ = [
     "accuracy_text",
     "availability_table",
     "calibration_table",
+    "diagnosis_lines",
+    "diagnosis_tables",
     "estimates_table",
     "leaderboard_markdown",
     "leaderboard_tables",
@@ -338,6 +341,44 @@ def availability_table(found: Iterable[Availability]) -> Table:
         train, test = (str(split) if split else "–" for split in (entry.train, entry.test))
         table.add_row(entry.dataset, train, test, where)
     return table
+
+
+_STATES: Final[dict[State, tuple[str, str]]] = {
+    "ok": ("ok", "green"),
+    "missing": ("missing", "yellow"),
+    "unknown": ("unknown", "red"),
+}
+
+
+def diagnosis_tables(diagnosis: Diagnosis) -> list[Table]:
+    """What a machine has, and which commands that is enough for."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    has = Table(box=None, pad_edge=False, show_header=False)
+    has.add_column(no_wrap=True)
+    has.add_column(no_wrap=True)
+    has.add_column(overflow="fold")
+    for found in diagnosis.findings:
+        word, style = _STATES[found.state]
+        has.add_row(escape(found.title), f"[{style}]{word}[/]", escape(found.text))
+    can = Table(box=None, pad_edge=False, show_header=False)
+    can.add_column(no_wrap=True)
+    can.add_column(no_wrap=True)
+    can.add_column(overflow="fold")
+    for command in diagnosis.commands:
+        word = "[green]yes[/]" if command.ready else "[yellow]no[/]"
+        can.add_row(escape(command.command), word, escape(command.why or ""))
+    return [has, can]
+
+
+def diagnosis_lines(diagnosis: Diagnosis) -> list[str]:
+    """The same as plain lines: a log has no columns."""
+    return [
+        *(f"{_STATES[f.state][0]}: {f.title}: {f.text}" for f in diagnosis.findings),
+        *(f"{'yes' if c.ready else 'no'}: {c.command}{f': {c.why}' if c.why else ''}"
+          for c in diagnosis.commands),
+    ]  # fmt: skip
 
 
 def submissions(rows: Iterable[ListedSubmission]) -> Table:
