@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -36,7 +36,8 @@ from ddchallenge.records import (
 )
 from ddchallenge.sampling.copies import CopyMaker
 from ddchallenge.sampling.output_log import OutputLog
-from ddchallenge.sampling.process import ENDING_SECONDS, WorkerProcess
+from ddchallenge.sampling.launchers import ENDING_SECONDS, Launcher, Places, Worker
+from ddchallenge.sampling.launchers.process import ProcessLauncher
 from ddchallenge.sampling.schedule import batch_seed, fitted_batch
 from ddchallenge.sampling.spool import Spool
 from ddchallenge.sampling.wire import (
@@ -73,7 +74,7 @@ class SamplingOrder:
 
     ``max_images`` bounds the bundle, copies included; None leaves that to the submission.
     ``training_data`` is the folder of decoded training images or None. ``augmentation`` is the
-    name of a plan.
+    name of a plan. ``launcher`` is the box it runs in.
     """
 
     submission: Submission
@@ -85,6 +86,7 @@ class SamplingOrder:
     max_images: int | None
     augmentation: str
     training_data: Path | None
+    launcher: Launcher = field(default_factory=ProcessLauncher)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ class _Race:
         image_bytes = 3 * order.dataset.image_size**2
         self.batch_size = min(order.submission.batch_size, MAX_FRAME_BYTES // image_bytes)
 
-        self.worker: WorkerProcess | None = None
+        self.worker: Worker | None = None
         self.outbox = bytearray()  # of the request pipe
         self.most_unread = MAX_UNREAD_BYTES
         self.reader: FrameReader | None = None
@@ -226,7 +228,7 @@ class _Race:
         # Ctrl-C is acted upon between two frames, and not at all while we are stopping.
         with noticed() as self.notice:
             try:
-                self.worker = WorkerProcess(working_dir, spare=self.copies.pids)
+                self.worker = Worker(working_dir, spare=self.copies.pids)
                 self.copies.start()
                 self._send(Header(kind=Kind.TASK, payload_bytes=len(opening)), opening)
                 with selectors.DefaultSelector() as selector:
@@ -242,7 +244,7 @@ class _Race:
     def _loop(
         self,
         selector: selectors.BaseSelector,
-        worker: WorkerProcess,
+        worker: Worker,
         log: OutputLog,
         spool: Spool,
     ) -> None:
@@ -403,7 +405,7 @@ class _Race:
             raise WireError(f"expected {wanted}, found {_say(header)}")
 
     def _receive(
-        self, worker: WorkerProcess, reader: FrameReader, log: OutputLog, spool: Spool
+        self, worker: Worker, reader: FrameReader, log: OutputLog, spool: Spool
     ) -> bool:
         """Take the frames that are whole; False when no more will come."""
         try:
@@ -431,7 +433,7 @@ class _Race:
             return False
         return True
 
-    def _note_ending(self, worker: WorkerProcess, log: OutputLog) -> None:
+    def _note_ending(self, worker: Worker, log: OutputLog) -> None:
         if self._all_sampled():
             return  # it has done its work
         log.drain_rest(worker.output)
