@@ -104,15 +104,16 @@ def _is_scoped() -> bool:
 
 def _watch(control: socket.socket, wake: int, worker: int, limits: watch.Watch) -> None:
     """Until nothing of the run is left, or the supervisor says so or is gone."""
+    told = control.fileno()
     while True:
-        ready, _, _ = select.select([control, wake], [], [], watch.INTERVAL_SECONDS)
+        ready: list[int] = select.select([told, wake], [], [], watch.INTERVAL_SECONDS)[0]
         if wake in ready:
             os.read(wake, 4096)
         if not _reap(control, worker):
             return
         if exceeded := limits.exceeded():
             _tell(control, {"exceeded": exceeded})
-        if control in ready:
+        if told in ready:
             try:
                 said = control.recv(64)
             except OSError:
@@ -192,8 +193,8 @@ def _become(orders: dict[str, Any]) -> NoReturn:
             _limit(getattr(resource, name), value)
         if sys.platform == "linux":
             _close_the_box(orders)
-        os.closerange(3, max(256, resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
-        os.execv(orders["command"][0], orders["command"])
+        os.closerange(3, 256)  # ours: started with one descriptor, we have but a few
+        os.execv(orders["command"][0], orders["command"])  # noqa: S606 - a list, no shell
     except BaseException as error:
         os.write(2, f"the box could not be made: {type(error).__name__}: {error}\n".encode())
         os._exit(BOX_FAILED)

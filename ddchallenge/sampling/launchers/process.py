@@ -87,9 +87,7 @@ class ProcessLauncher:
             hidden=tuple(path.resolve() for path in places.hidden),
         )
 
-    def start(
-        self, places: Places, spare: Callable[[], Collection[int]] = tuple
-    ) -> WorkerProcess:
+    def start(self, places: Places, spare: Callable[[], Collection[int]] = tuple) -> WorkerProcess:
         """Start a guardian and below it the worker."""
         places = self.inside(places)
         cpus: list[int] = []

@@ -109,9 +109,7 @@ def scope_signals(abi: int) -> None:
         os.close(ruleset)
 
 
-def restrict(
-    abi: int, *, listed: Iterable[str], read: Iterable[str], write: Iterable[str]
-) -> None:
+def restrict(abi: int, *, listed: Iterable[str], read: Iterable[str], write: Iterable[str]) -> None:
     """From here on, of all files, only these; no TCP; no signals to outside.
 
     Below ``listed`` folders names can be listed, below ``read`` files can be read and executed,
@@ -171,7 +169,7 @@ _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 
 
 class _Program(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]  # noqa: RUF012
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 
 
 def seccomp_known() -> bool:
