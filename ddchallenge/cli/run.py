@@ -90,7 +90,8 @@ def run(
     order = recorded = None
     if rules.track == "generative":
         _refuse(track, {"--images": images, "--labels": labels})
-        order = calibrated(console, order_of(rules, spec, judge.device, options), options)
+        order = order_of(rules, spec, judge.device, data_dir, options)
+        order = calibrated(console, order, options)
         origin = order.submission.name
         if record:
             scaled = order.equivalent
@@ -109,6 +110,11 @@ def run(
                 "--equivalent": options["equivalent"],
                 "--augment": options["augment"],
                 "--max-images": options["max_images"],
+                "--engine": options["engine"],
+                "--memory": options["memory"],
+                "--disk": options["disk"],
+                "--processes": options["processes"],
+                "--cpus": options["cpus"],
                 "--record": record or None,
             },
         )
