@@ -37,6 +37,7 @@ def box_options(engine: EngineName, limits: Limits, *, gpu: bool) -> tuple[tuple
         ("--hostname", "box"),
         ("--read-only", "true"),
         ("--tmpfs", f"{WORK}:rw,exec,nosuid,nodev,size={disk},mode=1777"),
+        ("--workdir", str(WORK)),
         ("--shm-size", str(min(SHARED_MEMORY, memory // 4))),
         ("--cap-drop", "ALL"),
         ("--security-opt", "no-new-privileges"),
@@ -60,7 +61,9 @@ def box_options(engine: EngineName, limits: Limits, *, gpu: bool) -> tuple[tuple
             ("--sdnotify", "ignore"),
         ]
     if gpu:
-        options.append(("--device", "nvidia.com/gpu=all") if engine == "podman" else ("--gpus", "all"))
+        options.append(
+            ("--device", "nvidia.com/gpu=all") if engine == "podman" else ("--gpus", "all")
+        )
     return tuple(options)
 
 
@@ -112,9 +115,7 @@ def breaches(report: Mapping[str, object], limits: Limits, *, gpu: bool) -> list
 
 def main() -> int:
     """In the box: print what it is like, as JSON."""
-    status = dict(
-        line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
-    )
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     groups = Path("/sys/fs/cgroup")
     report = {
         "user": os.getuid(),

@@ -28,6 +28,7 @@ from ddchallenge.sampling.launchers import (
     GRACE_SECONDS,
     KILL_SECONDS,
     Places,
+    check_memory,
     default_limits,
 )
 from ddchallenge.sampling.launchers.box import (
@@ -46,7 +47,7 @@ from ddchallenge.sampling.launchers.image import (
     Image,
     submission_image,
 )
-from ddchallenge.sampling.launchers.process import check_memory, enlarge_pipe
+from ddchallenge.sampling.launchers.process import enlarge_pipe
 
 __all__ = ["ContainerLauncher", "ContainerWorker"]
 
@@ -170,9 +171,9 @@ class ContainerLauncher:
     def record(self) -> LaunchRecord:
         """The engine, the image, and the options it is run with."""
         engine, image = self._prepared()
-        cut = [f"{option} {value}" for option, value in self._options]
+        cut = [f"{option}={value}" for option, value in self._options]
         if self._training:
-            cut.append(f"--mount type=bind,target={TRAINING},readonly")
+            cut.append(f"--mount=type=bind,target={TRAINING},readonly")
         cut.append(f"the submission's own layer of the image is {image.layer}")
         return LaunchRecord(
             launcher=self.name,
@@ -260,10 +261,10 @@ class ContainerWorker:
             self._look_for_group()
         elif self._group.killed_for_memory():
             most = _mib(self._limits.memory_bytes)
-            self._exceeded = f"more than the {most} of memory that are allowed"
+            self._exceeded = f"over {most} of memory, {most} are allowed"
         elif self._group.refused_processes():
             most = f"{self._limits.processes:,}"
-            self._exceeded = f"more than the {most} processes and threads that are allowed"
+            self._exceeded = f"over {most} processes and threads, {most} are allowed"
         return self._exceeded
 
     def _look_for_group(self) -> None:
@@ -327,9 +328,7 @@ class ContainerWorker:
 
     def _is_gone(self, until: float, meanwhile: Callable[[], None]) -> bool:
         question = subprocess.Popen(
-            self._engine.command(
-                "ps", "--all", "--quiet", "--filter", f"name=^{self._name}$"
-            ),
+            self._engine.command("ps", "--all", "--quiet", "--filter", f"name=^{self._name}$"),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

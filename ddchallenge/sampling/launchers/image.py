@@ -43,6 +43,9 @@ USER: Final = "10001:10001"
 
 REQUIREMENTS: Final = "requirements.lock"
 # The test images of digits come with scikit-learn; a run may not have them.
+_PINNED: Final = re.compile(
+    r"[A-Za-z0-9][\w.-]*(\[[\w,. -]*\])?==[\w.+!-]+(\s*;[^#]*?)?(\s+--hash=sha256:[0-9a-f]{64})+"
+)
 DIGITS: Final = "*/sklearn/datasets/data/digits.csv.gz"
 SAY_SECONDS: Final = 5.0
 LAST_LINES: Final = 12
@@ -80,9 +83,9 @@ def submission_image(
 ) -> Image:
     """The image of a submission on the ``harness`` image of that name, reused where it is there.
 
-    ``options`` are further ones of ``engine build``, where packages are installed. Raises :class:`SubmissionError` for a
-    ``requirements.lock`` without hashes, :class:`RunError` when building fails; its message has
-    the last lines, and names the file with all of them.
+    ``options`` are further ones of ``engine build``, where packages are installed. Raises
+    :class:`SubmissionError` for a ``requirements.lock`` without hashes, :class:`RunError` when
+    building fails; its message has the last lines, and names the file with all of them.
     """
     base = harness_image(engine, harness)
     with tempfile.TemporaryDirectory(prefix="ddchallenge-image-") as name:
@@ -132,6 +135,7 @@ def _recipe(harness: str, locked: bool) -> str:
         "WORKDIR /\n"
         'ENTRYPOINT ["python", "-P", "-m", "ddchallenge.sampling.worker"]\n'
         "CMD []\n"
+        "LABEL ddchallenge.submission=true\n"
         "ADD submission.tar /\n"
     )
 
@@ -183,10 +187,7 @@ def check_requirements(path: Path, text: str) -> None:
     joined = re.sub(r"\\\r?\n", "  ", text)
     for line in joined.splitlines():
         line = re.sub(r"(^|\s)#.*", "", line).strip()
-        if line and not re.fullmatch(
-            r"[A-Za-z0-9][\w.-]*(\[[\w,. -]*\])?==[\w.+!-]+(\s*;[^#]*?)?(\s+--hash=sha256:[0-9a-f]{64})+",
-            line,
-        ):
+        if line and not _PINNED.fullmatch(line):
             raise SubmissionError(
                 f"{path}: every line must be `name==version --hash=sha256:...`, "
                 f"found {printable(line[:80])!r}.\n"
