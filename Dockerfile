@@ -12,17 +12,17 @@ FROM ${PYTHON} AS dependencies
 ENV PATH=/opt/ddchallenge/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN --mount=type=bind,source=requirements.lock,target=/tmp/requirements.lock \
-    python -m venv /opt/ddchallenge && \
-    pip install --no-cache-dir --no-deps --require-hashes -r /tmp/requirements.lock
+COPY requirements.lock /opt/
+RUN python -m venv /opt/ddchallenge && \
+    pip install --no-cache-dir --no-deps --require-hashes -r /opt/requirements.lock
 
 FROM dependencies AS wheel
 COPY . /source
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheel /source
 
 FROM dependencies
-RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
-    pip install --no-cache-dir --no-deps --no-index /wheel/*.whl && \
+COPY --from=wheel /wheel /opt/wheel
+RUN pip install --no-cache-dir --no-deps --no-index /opt/wheel/*.whl && \
     groupadd --gid 10001 ddchallenge && \
     useradd --uid 10001 --gid 10001 --create-home ddchallenge && \
     # For `--user` with an id of the host's, to whom the results shall belong.

@@ -17,6 +17,7 @@ import pytest
 from ddchallenge import cli
 from ddchallenge.errors import RequestError
 from ddchallenge.generator import Submission, read_submission
+from ddchallenge.sampling.launchers import image
 from ddchallenge.sampling.launchers.engine import Engine, find_engine
 from ddchallenge.sampling.launchers.image import HARNESS_IMAGE, harness_image
 from ddchallenge.scoring import equivalence
@@ -88,16 +89,19 @@ def engine() -> Iterator[Engine]:
     """The container engine; submissions' images that were built with it are gone afterwards."""
     if problem := _need_engine():
         pytest.skip(f"no containers: {problem}")
+    built: list[str] = []
+    build = image._build
+
+    def noted(engine, context, tag, *more):
+        built.append(tag)
+        build(engine, context, tag, *more)
+
     found = find_engine()
-    before = _submission_images(found)
-    yield found
-    if new := _submission_images(found) - before:
-        found.ask("rmi", "--force", *new)
-
-
-def _submission_images(engine: Engine) -> set[str]:
-    listed = engine.read("images", "--quiet", "--filter", "label=ddchallenge.submission=true")
-    return set((listed or "").split())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image, "_build", noted)
+        yield found
+    if built:
+        found.ask("rmi", "--force", *built)
 
 
 class SubmissionMaker:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -54,6 +56,19 @@ class ControlGroup:
             return {int(pid) for pid in (self.pids / "cgroup.procs").read_text().split()}
         except OSError:
             return set()
+
+    def kill(self) -> None:
+        """Kill everybody in it, as far as this user may."""
+        try:
+            (self.pids / "cgroup.kill").write_text("1")
+            return
+        except OSError:
+            pass  # an older kernel, or another user's
+        for pid in self.processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except OSError:
+                continue
 
 
 def _number(file: Path, name: str) -> int:

@@ -30,6 +30,7 @@ from ddchallenge.sampling.launchers import (
     Places,
     check_memory,
     default_limits,
+    sandbox,
 )
 from ddchallenge.sampling.launchers.box import (
     TRAINING,
@@ -53,6 +54,8 @@ __all__ = ["ContainerLauncher", "ContainerWorker"]
 
 # How often a client is asked for the container's process until it is known.
 LOOK_SECONDS: Final = 0.25
+# For processes that have nothing more to do.
+CLOSING_SECONDS: Final = 1.0
 # What docker and podman end with when they could not start anything.
 _ENGINE_FAILED: Final = (125, 126, 127)
 
@@ -198,6 +201,9 @@ class ContainerWorker:
         self._next_look = time.monotonic() + LOOK_SECONDS
         self._exceeded: str | None = None
         self._stopped = False
+        if sys.platform == "linux":
+            # Podman leaves processes of its own behind: they are for init to bury, not for us.
+            sandbox.prctl(sandbox.PR_SET_CHILD_SUBREAPER, 0)
         self._remover = subprocess.Popen(
             [sys.executable, "-I", "-S", str(Path(__file__).with_name("remover.py")),
              engine.program, name],
@@ -297,12 +303,18 @@ class ContainerWorker:
         """
         if self._stopped:
             return set()
-        until = time.monotonic() + grace
-        polite = self._ask("kill", "--signal=TERM") if self._client.poll() is None else None
-        while time.monotonic() < until and self._client.poll() is None:
+        if self._exceeded:
+            grace, slack = 0.0, grace  # it has had its chance; many take long to die
+        else:
+            slack = 0.0
+        polite_until = time.monotonic() + grace
+        until = polite_until + slack + KILL_SECONDS
+        polite = self._ask("kill", "--signal=TERM") if grace and not self.has_ended() else None
+        while time.monotonic() < polite_until and not self.has_ended():
             meanwhile()
             time.sleep(0.01)
-        until = time.monotonic() + KILL_SECONDS
+        if self._group is not None:
+            self._group.kill()  # where we may; the engine takes a moment for it
         left = True
         while left and time.monotonic() < until:
             self._until(self._ask("rm", "--force", "--volumes"), until, meanwhile)
@@ -362,11 +374,11 @@ class ContainerWorker:
         if self._remover.stdin is not None:
             self._remover.stdin.close()
         if self._stopped:
-            try:
-                self._remover.wait(ENDING_SECONDS)
-            except subprocess.TimeoutExpired:
-                pass  # it removes what the engine was too slow for
-        self._client.poll()
+            for process in (self._client, self._remover):
+                try:
+                    process.wait(CLOSING_SECONDS)
+                except subprocess.TimeoutExpired:
+                    pass  # the engine was too slow; the remover goes on
 
 
 def _close(command: subprocess.Popen[bytes]) -> None:

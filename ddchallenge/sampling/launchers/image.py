@@ -119,10 +119,11 @@ def submission_image(
 
 def _recipe(harness: str, locked: bool) -> str:
     """The Dockerfile; nothing a stranger wrote stands in it."""
+    # Copied, not mounted: an engine may not notice that what is mounted has changed.
     install = (
-        f"RUN --mount=type=bind,source={REQUIREMENTS},target=/tmp/{REQUIREMENTS} "
-        "pip install --no-cache-dir --no-deps --require-hashes --only-binary :all: "
-        f"-r /tmp/{REQUIREMENTS}\n"
+        f"COPY {REQUIREMENTS} /{REQUIREMENTS}\n"
+        "RUN pip install --no-cache-dir --no-deps --require-hashes --only-binary :all: "
+        f"-r /{REQUIREMENTS}\n"
     )
     return (
         f"FROM {harness}\n"
