@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -57,6 +57,10 @@ CONFIG_NAME: Final = "submission.toml"
 MAX_CONFIG_BYTES: Final = 32 * 1024  # with two paths it fits into a pipe at once
 # What Python, git and file browsers leave in a folder.
 _CACHES: Final = frozenset({"__pycache__", ".git", ".DS_Store", ".ipynb_checkpoints"})
+# What holds numbers that were learned somewhere, and no code of the submission's.
+_WEIGHTS: Final = frozenset(
+    {".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npy", ".npz", ".onnx", ".gguf", ".h5"}
+)
 MAX_BATCH_SIZE: Final = 65_536
 
 
@@ -103,6 +107,16 @@ class Submission:
     def identity(self) -> SubmissionIdentity:
         """Name and digest; see :func:`folder_digest` for what the digest covers."""
         return SubmissionIdentity(name=self.name, digest=folder_digest(self.folder))
+
+    @property
+    def weights_digest(self) -> str | None:
+        """The same digest over its weight files alone, by their suffixes; None if it has none.
+
+        They are in the identity's digest, too: this one stays when only code changes.
+        """
+        files = list(submission_files(self.folder))
+        weights = [(name, path) for name, path in files if path.suffix in _WEIGHTS]
+        return _digest(weights) if weights else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,8 +307,12 @@ def submission_files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def folder_digest(folder: Path) -> str:
     """Hex SHA-256 over the relative paths and contents of :func:`submission_files`."""
+    return _digest(submission_files(folder))
+
+
+def _digest(files: Iterable[tuple[str, Path]]) -> str:
     digest = hashlib.sha256(b"ddchallenge-submission-1\0")
-    for relative, path in submission_files(folder):
+    for relative, path in files:
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").digest()
         digest.update(relative.encode() + b"\0" + content)

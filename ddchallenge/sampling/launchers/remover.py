@@ -25,7 +25,7 @@ PAUSE_SECONDS: Final = 0.5
 GIVE_UP_SECONDS: Final = 120.0
 
 
-def main() -> int:
+def main() -> None:
     """Wait for the supervisor's word or its end."""
     program, name = sys.argv[1:]
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
@@ -34,7 +34,7 @@ def main() -> int:
     while piece := os.read(0, 4096):
         said += piece
         if said.endswith(b"done\n"):
-            return 0
+            return
     if said.strip().isdigit():
         _kill_client(int(said), name)
     quiet, until = 0, time.monotonic() + GIVE_UP_SECONDS
@@ -43,7 +43,6 @@ def main() -> int:
         found = _engine(program, "ps", "--all", "--quiet", "--filter", f"name=^{name}$")
         quiet = quiet + 1 if found == b"" else 0
         time.sleep(PAUSE_SECONDS)
-    return 0
 
 
 def _kill_client(pid: int, name: str) -> None:
@@ -69,4 +68,4 @@ def _engine(program: str, *arguments: str) -> bytes | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
