@@ -331,3 +331,43 @@ def test_a_stop_while_the_container_is_made_leaves_none(make_submission, engine,
 def test_an_engine_is_found_by_its_name(engine):
     """What --engine says."""
     assert find_engine(engine.name) == engine
+
+
+def test_from_the_command_line_to_a_score(make_submission, engine, tmp_path, monkeypatch):
+    """The main job in a container: sampled, written, scored; the manifest says in which box."""
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-c", "from ddchallenge.cli import main; main()", "run"]
+    options = {
+        "--track": "generative", "--dataset": "digits", "--launcher": "container",
+        "--memory": "2g", "--epochs": "2", "--seeds": "1", "--out": "out",
+    }  # fmt: skip
+    command += [word for pair in options.items() for word in pair]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Building the image of gaussian" in done.stderr
+    manifest = json.loads((tmp_path / "out/bundle/manifest.json").read_text())
+    assert manifest["images"] == 100
+    assert manifest["launch"]["launcher"] == "container"
+    assert manifest["launch"]["image"].startswith("sha256:")
+    assert manifest["launch"]["limits"]["memory_bytes"] == 2 << 30
+    assert {"digest", "training_digest", "weights_digest", "submission"} <= manifest.keys()
+    assert json.loads(done.stdout)
+    listed = engine.read("images", "--quiet", "--filter", "label=ddchallenge.submission=true") or ""
+    ours = manifest["launch"]["image"].removeprefix("sha256:")
+    assert any(ours.startswith(identity) for identity in listed.split())
+    engine.ask("rmi", "--force", ours)
+
+
+def test_an_engine_nobody_knows_is_refused():
+    """With the names that are known; and --engine without containers says where it belongs."""
+    for options, message in (
+        (["--launcher", "container", "--engine", "dokcer"], "Did you mean 'docker'?"),
+        (["--engine", "podman"], "--engine goes with --launcher container"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", "from ddchallenge.cli import main; main()", "sample",
+             "--dataset", "digits", *options],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert message in done.stderr
