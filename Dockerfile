@@ -21,8 +21,12 @@ COPY . /source
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheel /source
 
 FROM dependencies
+# Before the first command that may depend on them: not every engine sees that a label does.
+ARG VERSION=
+ARG COMMIT=
 COPY --from=wheel /wheel /opt/wheel
-RUN pip install --no-cache-dir --no-deps --no-index /opt/wheel/*.whl && \
+RUN echo "ddchallenge ${VERSION} ${COMMIT}" && \
+    pip install --no-cache-dir --no-deps --no-index /opt/wheel/*.whl && \
     groupadd --gid 10001 ddchallenge && \
     useradd --uid 10001 --gid 10001 --create-home ddchallenge && \
     # For `--user` with an id of the host's, to whom the results shall belong.
@@ -31,10 +35,8 @@ RUN pip install --no-cache-dir --no-deps --no-index /opt/wheel/*.whl && \
 ENV HOME=/home/ddchallenge \
     USER=ddchallenge \
     DDCHALLENGE_CACHE=/home/ddchallenge/cache \
+    DDCHALLENGE_COMMIT=${COMMIT} \
     NO_ALBUMENTATIONS_UPDATE=1
-ARG VERSION=
-ARG COMMIT=
-ENV DDCHALLENGE_COMMIT=${COMMIT}
 LABEL org.opencontainers.image.title="ddchallenge" \
       org.opencontainers.image.description="Ten minutes of any image generator, scored as a training set" \
       org.opencontainers.image.licenses="Apache-2.0" \
