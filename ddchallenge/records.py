@@ -258,9 +258,9 @@ class GenerationTask:
     """What a generator is told in ``setup``.
 
     ``device`` is a torch device string. ``training_data`` is a folder with the training images,
-    or None unless submission.toml says ``needs_training_data = true``. ``working_dir`` is an
-    empty folder to write in; it is deleted after the run. ``options`` is the ``[options]`` table
-    of submission.toml.
+    or None unless submission.toml says ``needs_training_data = true``. ``working_dir`` is a
+    folder to write in, empty but for ``tmp``, which TMPDIR names; it is deleted after the run.
+    ``options`` is the ``[options]`` table of submission.toml.
     """
 
     dataset: DatasetSpec

@@ -75,13 +75,20 @@ def visible_paths(places: Places, hidden: tuple[Path, ...]) -> dict[str, list[st
 
 
 def _all_but(top: Path, hidden: set[Path]) -> list[Path]:
-    if top in hidden:
-        return []
-    if not any(top in path.parents for path in hidden):
-        return [top]
-    try:
-        # Links are left out: what they lead to is visible by itself, or not.
-        below = [Path(entry.path) for entry in os.scandir(top) if not entry.is_symlink()]
-    except OSError:
-        return []
-    return [path for entry in below for path in _all_but(entry, hidden)]
+    """The least that must be named to have all below ``top`` but ``hidden``."""
+    above = {parent for path in hidden for parent in path.parents}
+    found, waiting = [], [top]
+    while waiting:
+        path = waiting.pop()
+        if path in hidden:
+            continue
+        if path not in above:
+            found.append(path)
+            continue
+        try:
+            # Links are left out: what they lead to is visible by itself, or not.
+            with os.scandir(path) as entries:
+                waiting += [Path(entry.path) for entry in entries if not entry.is_symlink()]
+        except OSError:
+            continue
+    return found

@@ -85,10 +85,21 @@ class ProcessLauncher:
     def start(self, places: Places, spare: Callable[[], Collection[int]] = tuple) -> WorkerProcess:
         """Start a guardian and below it the worker."""
         places = self.inside(places)
+        environment = worker_environment(places.working_dir)
+        Path(environment["TMPDIR"]).mkdir(exist_ok=True)
+        worker = WorkerProcess(environment, spare)
+        # While its interpreter starts we look which files it may see.
+        worker.order(self._orders(places))
+        return worker
+
+    def _orders(self, places: Places) -> dict[str, Any]:
         cpus: list[int] = []
         if self.limits.cpus is not None and hasattr(os, "sched_getaffinity"):
             cpus = sorted(os.sched_getaffinity(0))[: math.ceil(self.limits.cpus)]
-        orders = {
+        paths = {}
+        if self._landlock is not None:
+            paths = visible_paths(places, hidden_paths(self._hidden, places))
+        return {
             "command": [sys.executable, "-P", "-m", "ddchallenge.sampling.worker"],
             "folder": str(places.working_dir),
             "cpus": cpus,
@@ -96,13 +107,8 @@ class ProcessLauncher:
             "watched": asdict(self.limits),
             "landlock": self._landlock,
             "seccomp": self._seccomp,
-            "paths": visible_paths(places, hidden_paths(self._hidden, places))
-            if self._landlock
-            else {},
+            "paths": paths,
         }
-        environment = worker_environment(places.working_dir)
-        Path(environment["TMPDIR"]).mkdir(exist_ok=True)
-        return WorkerProcess(orders, environment, spare)
 
     def _resource_limits(self) -> dict[str, int]:
         limits = {
@@ -150,14 +156,13 @@ class ProcessLauncher:
 
 
 class WorkerProcess:
-    """A running worker: a :class:`~ddchallenge.sampling.launchers.Worker`.
+    """A running worker: a :class:`~ddchallenge.sampling.launchers.Worker`, once it has its order.
 
     Children this process already has, and those ``spare`` names later, are not the run's.
     """
 
     def __init__(
         self,
-        orders: dict[str, Any],
         environment: dict[str, str],
         spare: Callable[[], Collection[int]] = tuple,
     ) -> None:
@@ -186,8 +191,6 @@ class WorkerProcess:
             bufsize=0,
         )
         theirs.close()
-        self._control.sendall(json.dumps(orders).encode("ascii") + b"\n")
-        self._control.setblocking(False)
         pipes = (self._guardian.stdin, self._guardian.stdout, self._guardian.stderr)
         self._files = [pipe for pipe in pipes if pipe is not None]
         self.requests, self.frames, self.output = (file.fileno() for file in self._files)
@@ -195,6 +198,14 @@ class WorkerProcess:
         # A worker that never reads must not block us.
         for descriptor in (self.requests, self.frames, self.output):
             os.set_blocking(descriptor, False)
+
+    def order(self, orders: dict[str, Any]) -> None:
+        """Say what to start, and how: see the guardian."""
+        try:
+            self._control.sendall(json.dumps(orders).encode("ascii") + b"\n")
+        except OSError:
+            pass  # it has not lived to hear it, which is seen as its end
+        self._control.setblocking(False)
 
     def _listen(self) -> None:
         """Take what the guardian has told."""
