@@ -81,6 +81,8 @@ def test_every_wall_is_asked_for(engine_name):
         ("--log-driver", "none"),
         ("--pull", "never"),
     } <= set(options)
+    direct = dict(box_options(engine_name, limits, gpu=False, direct=True))
+    assert direct["--log-driver"] == "passthrough"
     # However much disk it may have, it is memory here.
     assert f"size={1 << 29}," in dict(options)["--tmpfs"]
     assert not {"--gpus", "--device", "--volume", "--mount", "--privileged"} & {

@@ -26,8 +26,13 @@ SHARED_MEMORY: Final = 1 << 30
 _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
 
 
-def box_options(engine: EngineName, limits: Limits, *, gpu: bool) -> tuple[tuple[str, str], ...]:
-    """The options of ``engine run`` that make the box, as ``(option, value)``."""
+def box_options(
+    engine: EngineName, limits: Limits, *, gpu: bool, direct: bool = False
+) -> tuple[tuple[str, str], ...]:
+    """The options of ``engine run`` that make the box, as ``(option, value)``.
+
+    ``direct`` is that of :class:`~ddchallenge.sampling.launchers.engine.Engine`.
+    """
     memory = limits.memory_bytes
     # What lies in a temporary file system is memory; half of it leaves room to compute in.
     disk = min(limits.disk_bytes, memory // 2)
@@ -47,7 +52,7 @@ def box_options(engine: EngineName, limits: Limits, *, gpu: bool) -> tuple[tuple
         ("--memory-swap", str(memory)),  # no more with swap than without
         ("--ulimit", f"nofile={limits.open_files}:{limits.open_files}"),
         ("--ulimit", "core=0:0"),
-        ("--log-driver", "none"),
+        ("--log-driver", "passthrough" if direct else "none"),  # neither keeps anything
         ("--stop-timeout", "0"),
     ]
     if limits.cpus is not None:

@@ -2,7 +2,7 @@
 
 ``engine`` finds the engine, ``image`` builds what is run, ``box`` lists what is cut off,
 ``remover`` sees to it that the container does not outlive its supervisor. Frames come through
-the pipe of the engine's client process.
+the pipe of the engine's client process, which hands it on to the container where it can.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ class ContainerLauncher:
         more = tuple(shlex.split(os.environ.get("DDCHALLENGE_BUILD_OPTIONS", "")))
         self._image = submission_image(self._engine, submission, name, more, say)
         gpu = device.startswith("cuda")
-        self._options = box_options(self._engine.name, self.limits, gpu=gpu)
+        direct = self._engine.direct
+        self._options = box_options(self._engine.name, self.limits, gpu=gpu, direct=direct)
         self._environment = box_environment(self._engine.name)
         self._training = submission.needs_training_data
         self._try(gpu)
