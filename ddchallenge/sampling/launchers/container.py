@@ -56,6 +56,8 @@ __all__ = ["ContainerLauncher", "ContainerWorker"]
 LOOK_SECONDS: Final = 0.25
 # For processes that have nothing more to do.
 CLOSING_SECONDS: Final = 1.0
+# Removers, and clients, that went on because the engine was too slow.
+_LATE: Final[list[subprocess.Popen[bytes]]] = []
 # What docker and podman end with when they could not start anything.
 _ENGINE_FAILED: Final = (125, 126, 127)
 
@@ -374,12 +376,13 @@ class ContainerWorker:
             _close(self._question)
         if self._remover.stdin is not None:
             self._remover.stdin.close()
-        if self._stopped:
-            for process in (self._client, self._remover):
-                try:
-                    process.wait(CLOSING_SECONDS)
-                except subprocess.TimeoutExpired:
-                    pass  # the engine was too slow; the remover goes on
+        for process in (*_LATE, self._client, self._remover):
+            try:
+                process.wait(CLOSING_SECONDS)
+            except subprocess.TimeoutExpired:
+                if process not in _LATE:
+                    _LATE.append(process)
+        _LATE[:] = [process for process in _LATE if process.returncode is None]
 
 
 def _close(command: subprocess.Popen[bytes]) -> None:
