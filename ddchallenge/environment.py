@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -52,7 +54,9 @@ def _git_revision(folder: Path) -> tuple[str | None, bool | None]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     if not git("ls-files", "--error-unmatch", "__init__.py"):
-        return None, None
+        # An image knows what it was built from; `make image` says it of clean checkouts only.
+        built = os.environ.get("DDCHALLENGE_COMMIT", "")
+        return (built, False) if re.fullmatch(r"[0-9a-f]{40,64}", built) else (None, None)
     commit = git("rev-parse", "HEAD")
     changes = git("status", "--porcelain", "--untracked-files=no")
     return commit, None if changes is None else bool(changes)

@@ -47,6 +47,7 @@ __all__ = [
     "list_submissions",
     "read_submission",
     "require_dataset",
+    "submission_files",
 ]
 
 DEFAULT_SUBMISSION: Final = "gaussian"
@@ -57,6 +58,10 @@ CONFIG_NAME: Final = "submission.toml"
 MAX_CONFIG_BYTES: Final = 32 * 1024  # with two paths it fits into a pipe at once
 # What Python, git and file browsers leave in a folder.
 _CACHES: Final = frozenset({"__pycache__", ".git", ".DS_Store", ".ipynb_checkpoints"})
+# What holds numbers that were learned somewhere, and no code of the submission's.
+_WEIGHTS: Final = frozenset(
+    {".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npy", ".npz", ".onnx", ".gguf", ".h5"}
+)
 MAX_BATCH_SIZE: Final = 65_536
 
 
@@ -103,6 +108,16 @@ class Submission:
     def identity(self) -> SubmissionIdentity:
         """Name and digest; see :func:`is_digested` for what the digest covers."""
         return SubmissionIdentity(name=self.name, digest=folder_digest(self.folder))
+
+    @property
+    def weights_digest(self) -> str | None:
+        """The same digest over its weight files alone, by their suffixes; None if it has none.
+
+        They are in the identity's digest, too: this one stays when only code changes.
+        """
+        files = list(submission_files(self.folder))
+        weights = [(name, path) for name, path in files if path.suffix in _WEIGHTS]
+        return files_digest(_with_contents(weights)) if weights else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,23 +313,30 @@ def is_leftover(relative: PurePath) -> bool:
     return not _CACHES.isdisjoint(relative.parts)
 
 
-def folder_digest(folder: Path) -> str:
-    """The :func:`files_digest` of a submission's files.
+def submission_files(folder: Path) -> Iterator[tuple[PurePath, Path]]:
+    """The files that make a submission what it is, as (relative path, where), sorted by path.
 
     Raises :class:`SubmissionError` for a symbolic link: it could point outside the folder.
     """
-    files = []
-    for path in folder.rglob("*"):
+    for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         if not is_digested(relative):
             continue
         if path.is_symlink():
             raise SubmissionError(f"{path} is a symbolic link; a submission holds plain files.")
         if path.is_file():
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").digest()
-            files.append((relative, content))
-    return files_digest(files)
+            yield relative, path
+
+
+def folder_digest(folder: Path) -> str:
+    """The :func:`files_digest` of a submission's files; raises what ``submission_files`` does."""
+    return files_digest(_with_contents(submission_files(folder)))
+
+
+def _with_contents(files: Iterable[tuple[PurePath, Path]]) -> Iterator[tuple[PurePath, bytes]]:
+    for relative, path in files:
+        with path.open("rb") as file:
+            yield relative, hashlib.file_digest(file, "sha256").digest()
 
 
 def files_digest(files: Iterable[tuple[PurePath, bytes]]) -> str:

@@ -438,6 +438,7 @@ class RunRecord:
     contains_real_images: bool
     training_images_per_class: int | None
     training_digest: str | None
+    weights_digest: str | None
     rules_id: str
     budget_seconds: float
     run_seed: int
@@ -512,10 +513,10 @@ class Manifest:
     ``digest`` is :func:`ddchallenge.bundle.tensor_digest` of the tensors. ``normalisation`` is
     ``"pixels"`` for uint8 images, else what a float file was recognised as. ``sampling`` is None
     for an imported bundle, ``origin`` the name of the file it was imported from. ``ranked`` is
-    false for reference lines. ``launch`` is None where ``sampling`` is. ``recovered`` means that
-    the supervisor did not live to the end: this is what its spool held. ``calibration`` is that of
-    the device it was sampled on, where one was at hand; ``equivalent`` is there when the budget was
-    scaled by it.
+    false for reference lines. ``weights_digest`` is of the submission's weight files, None if it
+    has none. ``launch`` is None where ``sampling`` is. ``recovered`` means that the supervisor did
+    not live to the end: this is what its spool held. ``calibration`` is that of the device it was
+    sampled on, where one was at hand; ``equivalent`` is there when the budget was scaled by it.
     """
 
     schema: int
@@ -531,6 +532,7 @@ class Manifest:
     contains_real_images: bool
     training_images_per_class: int | None
     training_digest: str | None
+    weights_digest: str | None
     origin: str | None
     sampling: SamplingLog | None
     launch: LaunchRecord | None

@@ -73,6 +73,7 @@ def manifest(data, **changes):
         contains_real_images=False,
         training_images_per_class=None,
         training_digest=None,
+        weights_digest=None,
         origin=None,
         sampling=log_of(len(data)),
         launch=None,

@@ -170,3 +170,18 @@ def test_a_new_submission_is_valid_as_it_is(tmp_path, name):
         "generate.py",
         "submission.toml",
     ]
+
+
+def test_weights_have_a_digest_of_their_own(make_submission):
+    """It is None without any, follows their content, and is not moved by code."""
+    submission = make_submission("class G: ...")
+    assert submission.weights_digest is None
+    (submission.folder / "model").mkdir()
+    weights = submission.folder / "model" / "unet.safetensors"
+    weights.write_bytes(b"1")
+    first, identity = submission.weights_digest, submission.identity
+    (submission.folder / "generate.py").write_text("class G: pass\n")
+    assert submission.weights_digest == first
+    assert submission.identity != identity
+    weights.write_bytes(b"2")
+    assert submission.weights_digest not in (None, first)

@@ -80,8 +80,19 @@ def _process(limits: Limits, engine: str | None, data_dir: Path | None) -> Launc
     return ProcessLauncher(limits, hidden=() if data_dir is None else (data_dir,))
 
 
+def _container(limits: Limits, engine: str | None, data_dir: Path | None) -> Launcher:
+    from ddchallenge.sampling.launchers.container import ContainerLauncher
+    from ddchallenge.sampling.launchers.engine import ENGINES
+
+    del data_dir  # nothing of this machine is in a container that was not put there
+    chosen = next((name for name in ENGINES if name == engine), None)
+    if engine is not None and chosen is None:
+        raise UnknownNameError("engine", engine, ENGINES)
+    return ContainerLauncher(limits, chosen)
+
+
 _LAUNCHERS: Final[Mapping[str, Callable[[Limits, str | None, Path | None], Launcher]]] = (
-    MappingProxyType({"process": _process})
+    MappingProxyType({"process": _process, "container": _container})
 )
 
 
