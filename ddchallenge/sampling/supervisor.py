@@ -37,7 +37,7 @@ from ddchallenge.records import (
 from ddchallenge.sampling.copies import CopyMaker
 from ddchallenge.sampling.output_log import OutputLog
 from ddchallenge.sampling.process import ENDING_SECONDS, WorkerProcess
-from ddchallenge.sampling.schedule import batch_seed, fitted_batch
+from ddchallenge.sampling.schedule import BatchRequest, batch_seed, fitted_batch
 from ddchallenge.sampling.spool import Spool
 from ddchallenge.sampling.wire import (
     MAX_TEXT_BYTES,
@@ -73,7 +73,8 @@ class SamplingOrder:
 
     ``max_images`` bounds the bundle, copies included; None leaves that to the submission.
     ``training_data`` is the folder of decoded training images or None. ``augmentation`` is the
-    name of a plan.
+    name of a plan. ``batches`` are those to ask for, in that order, where a recorded run is to be
+    generated again; None lets the harness drive.
     """
 
     submission: Submission
@@ -85,6 +86,7 @@ class SamplingOrder:
     max_images: int | None
     augmentation: str
     training_data: Path | None
+    batches: tuple[BatchRequest, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +96,6 @@ class Sampled:
     data: LabeledImages
     log: SamplingLog
     spool: Spool
-
-
-@dataclass(slots=True)
-class _Request:
-    index: int
-    first: int
-    count: int
-    seed: int
 
 
 def sample(
@@ -139,10 +133,10 @@ class _Race:
         self.outbox = bytearray()  # of the request pipe
         self.most_unread = MAX_UNREAD_BYTES
         self.reader: FrameReader | None = None
-        self.requests: deque[_Request] = deque()
+        self.requests: deque[BatchRequest] = deque()
         self.batches: list[BatchRecord] = []
         self.arrivals: deque[tuple[float, int]] = deque(maxlen=RATE_BATCHES)
-        self.next_index = 0
+        self.batches_asked = 0
         self.next_first = 0
         self.images_sampled = 0
         self.images_late = 0
@@ -152,6 +146,8 @@ class _Race:
 
     def _images_to_sample(self) -> int | None:
         """How many to ask for: with their copies they are what the user or the entrant wants."""
+        if self.order.batches is not None:
+            return sum(batch.count for batch in self.order.batches)
         per_image = 1 + self.plan.copies
         if self.order.max_images is not None:
             return max(1, self.order.max_images // per_image)
@@ -356,24 +352,32 @@ class _Race:
 
     def _ask(self) -> None:
         while self.state == "sampling" and self.ended is None and len(self.requests) < IN_FLIGHT:
-            queued = sum(request.count for request in self.requests)
-            count = fitted_batch(
-                self.batch_size,
-                seconds_left=self.deadline - self.now,
-                queued=queued,
-                images_per_second=self._rate(),
-            )
-            if self.images_wanted is not None:
-                count = min(count, self.images_wanted - self.next_first)
-            if count <= 0:
+            request = self._next_request()
+            if request is None:
                 return
-            seed = batch_seed(self.order.run_seed, self.next_index)
-            request = _Request(self.next_index, self.next_first, count, seed)
             self._tick()
             self.requests.append(request)
-            self._send(*pack_request(request.index, request.first, count, seed))
-            self.next_index += 1
-            self.next_first += count
+            self._send(*pack_request(request.index, request.first, request.count, request.seed))
+            self.batches_asked += 1
+            self.next_first += request.count
+
+    def _next_request(self) -> BatchRequest | None:
+        """The recorded batch that is due, or a new one that fits into the time; None for none."""
+        asked, recorded = self.batches_asked, self.order.batches
+        if recorded is not None:
+            return recorded[asked] if asked < len(recorded) else None
+        count = fitted_batch(
+            self.batch_size,
+            seconds_left=self.deadline - self.now,
+            queued=sum(request.count for request in self.requests),
+            images_per_second=self._rate(),
+        )
+        if self.images_wanted is not None:
+            count = min(count, self.images_wanted - self.next_first)
+        if count <= 0:
+            return None
+        seed = batch_seed(self.order.run_seed, asked)
+        return BatchRequest(asked, self.next_first, count, seed)
 
     # --------------------------------------------------------------------------------------- frames
 
@@ -465,7 +469,7 @@ class _Race:
             self._note_batch(request, received)
             self.copies.take(request.first, request.count)
 
-    def _note_batch(self, request: _Request, received: float) -> None:
+    def _note_batch(self, request: BatchRequest, received: float) -> None:
         # A manifest must stay readable after ten minutes of a thousand batches a second, so
         # batches of the same size that came in the same ten-thousandth of the budget share a line.
         record = BatchRecord(
@@ -480,7 +484,8 @@ class _Race:
         if self.batches:
             last = self.batches[-1]
             same = int(received / slot) == int(last.received_seconds / slot)
-            if same and last.count == record.count:
+            follows = last.index + last.batches == record.index
+            if same and follows and last.count == record.count:
                 record = replace(last, batches=last.batches + 1, received_seconds=received)
                 self.batches.pop()
         self.batches.append(record)
