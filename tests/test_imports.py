@@ -27,6 +27,7 @@ ORDER = [
     "bundle",
     "official",
     "audit",
+    "replay",
     "scoring",
     "marks",
     "provenance",

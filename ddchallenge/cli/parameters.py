@@ -13,6 +13,7 @@ from ddchallenge.errors import RequestError
 
 __all__ = [
     "PATH",
+    "TIME",
     "ScoringOptions",
     "required",
     "with_bundle_dataset",
@@ -31,7 +32,7 @@ _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 PATH = click.Path(path_type=Path)
 
 
-class _Budget(click.ParamType):  # type: ignore[type-arg]  # not subscriptable before 8.5
+class _Time(click.ParamType):  # type: ignore[type-arg]  # not subscriptable before 8.5
     name = "time"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
@@ -40,6 +41,9 @@ class _Budget(click.ParamType):  # type: ignore[type-arg]  # not subscriptable b
         if not 0 < seconds <= 86_400:
             self.fail(f"{value!r} is no time such as 90s, 10m or 1h (at most 24h)", param, ctx)
         return seconds
+
+
+TIME = _Time()
 
 
 class _Seeds(click.ParamType):  # type: ignore[type-arg]
@@ -108,9 +112,7 @@ with_sampling = _together(
     click.option(
         "--submission", metavar="S", help="A name or a folder; see `ddchallenge submissions`."
     ),
-    click.option(
-        "--budget", type=_Budget(), help="Wall clock, such as 90s or 10m.  [default: 600s]"
-    ),
+    click.option("--budget", type=TIME, help="Wall clock, such as 90s or 10m.  [default: 600s]"),
     click.option(
         "--max-images", type=click.IntRange(min=1), help="Images in the bundle, copies included."
     ),
