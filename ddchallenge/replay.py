@@ -143,9 +143,7 @@ def recorded_batches(bundle: Bundle, spec: DatasetSpec) -> SamplingLog:
             "over as one file.\nOnly a generator can be asked for a batch again."
         )
     if manifest.dtype != "uint8":
-        raise _impossible(
-            bundle, f"sampled images are uint8 pixels, here they are {manifest.dtype}"
-        )
+        raise _impossible(bundle, f"sampled images are uint8, these are {manifest.dtype}")
     if not 0 <= log.run_seed <= MAX_SEED:
         raise _impossible(bundle, f"the run seed {log.run_seed} is none of 0 to 2^63 - 1")
     index = 0

@@ -82,7 +82,7 @@ def difference_picture(
     import PIL.ImageFont
 
     found, expected = pair
-    difference = np.abs(found.astype(np.int16) - expected)
+    difference = np.abs(found.astype(np.int32) - expected)
     largest = max(1, int(difference.max()))
     stretched = (difference * 255 // largest).astype(np.uint8)
     scale = -(-_SIDE // found.shape[-1])
