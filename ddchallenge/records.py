@@ -66,7 +66,7 @@ Interval: TypeAlias = tuple[float, float]
 
 # Of the JSON forms of Manifest and Result; a change of either is a new number.
 MANIFEST_SCHEMA: Final = 1
-RESULT_SCHEMA: Final = 2
+RESULT_SCHEMA: Final = 3
 
 StopReason = Literal[
     "images",  # every image that was asked for has arrived
@@ -544,6 +544,7 @@ class SamplingSummary:
     elapsed_seconds: float
     stop: StopReason
     stop_detail: str
+    max_images: int | None
     images_sampled: int
     images_augmented: int
     late_images: int

@@ -32,6 +32,7 @@ ORDER = [
     "marks",
     "provenance",
     "leaderboard",
+    "reproduce",
     "scaffold",
     "report",
     "pipeline",

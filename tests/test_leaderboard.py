@@ -44,7 +44,7 @@ OFFICIAL = PROTOCOLS["eccv2024"]
 def result(name: str, mean: float, **changes) -> Result:
     official = changes.pop("official", True)
     values = {
-        "schema": 2,
+        "schema": 3,
         "track": "generative",
         "dataset": "digits",
         "submission": SubmissionIdentity(name=name, digest="0" * 64),
@@ -179,7 +179,7 @@ def test_the_table_fits_a_terminal(tmp_path):
         (lambda d: d.pop("accuracy"), "accuracy"),
         (lambda d: d.update(surprise=1), "surprise"),
         (lambda d: d["accuracy"].update(mean="high"), "accuracy.mean"),
-        (lambda d: d.update(schema=3), "schema 3; this version reads 2.\nA later version wrote it"),
+        (lambda d: d.update(schema=4), "schema 4; this version reads 3.\nA later version wrote it"),
         # A result of schema 1 has none of what came later; that is not what is wrong with it.
         (lambda d: [d.update(schema=1), d.pop("per_class")], "score the bundle again with `ddch"),
     ],

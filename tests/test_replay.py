@@ -229,7 +229,7 @@ def test_copies_must_be_those_of_the_plan_whatever_the_tolerance(make_submission
     )
     assert (outcome.verdict, outcome.first_different.copy) == ("different", 3)
     assert (outcome.images_identical, outcome.copies_identical) == (30, 119)
-    assert "copy 3 of image 10 (0)" in " ".join(replay_lines(outcome, SPEC))
+    assert "copy 3 of image 10 (class 0)" in " ".join(replay_lines(outcome, SPEC))
     assert np.abs(pair[0].astype(int) - pair[1]).sum() == 1
 
 

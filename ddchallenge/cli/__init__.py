@@ -15,7 +15,7 @@ import sys
 import click
 
 import ddchallenge
-from ddchallenge.cli import catalogue, data, run, sample, score, tensors, verify
+from ddchallenge.cli import catalogue, data, reproduce, run, sample, score, tensors, verify
 from ddchallenge.cli.output import echo, print_json, printed_json
 from ddchallenge.errors import DDChallengeError
 from ddchallenge.interrupts import as_interrupt
@@ -43,6 +43,7 @@ for _command in (
     sample.sample,
     score.score,
     verify.verify,
+    reproduce.reproduce,
     tensors.import_command,
     tensors.export_command,
     catalogue.submissions,

@@ -63,8 +63,8 @@ def _power(checked: int, recorded: int) -> str:
 def _named(image: DifferentImage, spec: DatasetSpec) -> str:
     copy = f"copy {image.copy} of " if image.copy else ""
     return (
-        f"{copy}image {image.number:,} ({spec.class_names[image.label]}) of batch {image.batch:,}, "
-        f"row {image.row:,} of the bundle, by {image.difference:.4f} grey values"
+        f"{copy}image {image.number:,} (class {spec.class_names[image.label]}) of batch "
+        f"{image.batch:,}, row {image.row:,} of the bundle, by {image.difference:.4f} grey values"
     )
 
 
@@ -90,7 +90,7 @@ def difference_picture(
     panels = (
         ("bundle", found),
         ("augmented again" if image.copy else "generated again", expected),
-        (f"difference ×{255 / largest:.3g} (at most {largest} of 255)", stretched),
+        (f"difference x {255 / largest:.3g} (at most {largest} of 255)", stretched),
     )
     font, large = (PIL.ImageFont.load_default(size) for size in (14, 17))
     title = f"{spec.name}: {_named(image, spec)}"
