@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MANIFEST_SCHEMA",
     "RESULT_SCHEMA",
+    "RUN_SCHEMA",
     "Accuracy",
     "BatchRecord",
     "Bundle",
@@ -35,6 +36,9 @@ __all__ = [
     "GenerationTask",
     "Interval",
     "LabeledImages",
+    "LaunchRecord",
+    "LauncherName",
+    "Limits",
     "Manifest",
     "Numerics",
     "PhaseSeconds",
@@ -43,6 +47,7 @@ __all__ = [
     "Reference",
     "Result",
     "Rules",
+    "RunRecord",
     "SamplingLog",
     "SamplingStatus",
     "SamplingSummary",
@@ -64,15 +69,17 @@ Numerics = Literal["exact", "fast"]
 # The lower and the upper end of a confidence interval.
 Interval: TypeAlias = tuple[float, float]
 
-# Of the JSON forms of Manifest and Result; a change of either is a new number.
-MANIFEST_SCHEMA: Final = 1
+# Of the JSON forms of Manifest, Result and RunRecord; a change of one is a new number.
+MANIFEST_SCHEMA: Final = 2
 RESULT_SCHEMA: Final = 3
+RUN_SCHEMA: Final = 1
 
 StopReason = Literal[
     "images",  # every image that was asked for has arrived
     "deadline",  # the budget was used up
     "crashed",  # the worker ended before the deadline
     "refused",  # the worker sent something the contract does not allow
+    "limit",  # the run took more memory, processes or disk than it may
     "disk-full",  # the spool could not grow
     "interrupted",  # Ctrl-C
 ]
@@ -371,6 +378,73 @@ class Environment:
     hardware: str
 
 
+LauncherName = Literal["process", "container"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What all processes of a run together may take; exceeding one ends the run.
+
+    ``memory_bytes`` is private and shared memory, files that are mapped left out; ``processes``
+    counts threads as well; ``open_files`` is for each process, ``disk_bytes`` for the working
+    folder and for each file in it. ``cpus`` is a number of processors, None for all.
+    """
+
+    memory_bytes: int
+    processes: int = 4096
+    open_files: int = 4096
+    disk_bytes: int = 16 << 30
+    cpus: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchRecord:
+    """The box a worker ran in, exactly.
+
+    ``engine`` is name and version of a container engine and ``image`` the digest of what it ran;
+    both None for a plain process. ``environment`` names the variables the worker was given.
+    ``landlock`` is the version of the kernel's Landlock interface that was in force, None where
+    there was none. ``sandbox`` is what was cut off, a line each.
+    """
+
+    launcher: LauncherName
+    engine: str | None
+    image: str | None
+    limits: Limits
+    environment: tuple[str, ...]
+    landlock: int | None
+    sandbox: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What is known of a run before it starts (``run.json``, beside the spool).
+
+    With the spool it is enough for a bundle, should the supervisor not live to make one. ``launch``
+    is None until the launcher is ready. The other fields are those of :class:`Manifest`,
+    :class:`SamplingLog` and :class:`DatasetSpec`.
+    """
+
+    schema: int
+    track: Track
+    dataset: str
+    image_size: int
+    num_classes: int
+    submission: SubmissionIdentity
+    ranked: bool
+    contains_real_images: bool
+    training_images_per_class: int | None
+    training_digest: str | None
+    rules_id: str
+    budget_seconds: float
+    run_seed: int
+    device: str
+    max_images: int | None
+    augmentation: str
+    launch: LaunchRecord | None
+    environment: Environment
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What a bundle says of itself (``manifest.json``).
@@ -378,7 +452,8 @@ class Manifest:
     ``digest`` is :func:`ddchallenge.bundle.tensor_digest` of the tensors. ``normalisation`` is
     ``"pixels"`` for uint8 images, else what a float file was recognised as. ``sampling`` is None
     for an imported bundle, ``origin`` the name of the file it was imported from. ``ranked`` is
-    false for reference lines.
+    false for reference lines. ``launch`` is None where ``sampling`` is. ``recovered`` means that
+    the supervisor did not live to the end: this is what its spool held.
     """
 
     schema: int
@@ -396,6 +471,8 @@ class Manifest:
     training_digest: str | None
     origin: str | None
     sampling: SamplingLog | None
+    launch: LaunchRecord | None
+    recovered: bool
     environment: Environment
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -28,6 +28,8 @@ from ddchallenge.records import (
     SamplingStatus,
 )
 from ddchallenge.rules import get_rules
+from ddchallenge.sampling.launchers import Launcher
+from ddchallenge.sampling.launchers.process import ProcessLauncher
 from ddchallenge.sampling.schedule import BatchRequest, batch_seed, class_major
 from ddchallenge.sampling.supervisor import MAX_FRAME_BYTES, Sampled, SamplingOrder, sample
 
@@ -71,7 +73,8 @@ class ReplayOrder:
     """What to generate again, and how closely it must agree.
 
     ``tolerance`` is the mean absolute difference, in grey values 0..255, an image may have;
-    ``training_data`` the folder of decoded training images or None.
+    ``training_data`` the folder of decoded training images or None; ``launcher`` the box the
+    generator runs in.
     """
 
     submission: Submission
@@ -80,6 +83,7 @@ class ReplayOrder:
     tolerance: float
     time_limit_seconds: float
     training_data: Path | None
+    launcher: Launcher = field(default_factory=ProcessLauncher)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,7 +277,7 @@ def regenerate(
         )
     sampled = sample(_sampling_order(bundle, spec, order, log), folder, on_status)
     sampled.spool.close()
-    sampled.spool.delete()
+    sampled.discard()
     return sampled
 
 
@@ -339,6 +343,7 @@ def _sampling_order(
         max_images=None,
         augmentation="none",  # copies are made of the bundle's own images, afterwards
         training_data=order.training_data,
+        launcher=order.launcher,
         batches=order.batches,
     )
 

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import click
 
+from ddchallenge.cli.launch import LaunchOptions, launch_options
 from ddchallenge.errors import RequestError
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "with_device",
     "with_image_size",
     "with_json",
+    "with_launcher",
     "with_out",
     "with_record",
     "with_sampling",
@@ -109,6 +111,8 @@ with_bundle_dataset = _together(
     with_image_size,
 )
 
+with_launcher = _together(*launch_options)
+
 with_sampling = _together(
     click.option(
         "--submission", metavar="S", help="A name or a folder; see `ddchallenge submissions`."
@@ -129,6 +133,7 @@ with_sampling = _together(
         show_default=True,
         help="Seed of the run.",
     ),
+    with_launcher,
 )
 
 with_scoring = _together(
@@ -159,7 +164,7 @@ with_scoring = _together(
 )
 
 
-class SamplingOptions(TypedDict):
+class SamplingOptions(LaunchOptions):
     """What a command below :data:`with_sampling` is given; None where nothing was said."""
 
     submission: str | None

@@ -5,16 +5,18 @@ from __future__ import annotations
 import secrets
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
+from ddchallenge.cli.launch import LaunchOptions
 from ddchallenge.cli.output import new_console, print_json, say
 from ddchallenge.cli.parameters import (
     PATH,
     with_bundle_dataset,
     with_data_dir,
     with_json,
+    with_launcher,
     with_out,
 )
 from ddchallenge.cli.steps import (
@@ -56,6 +58,7 @@ __all__ = ["reproduce"]
 @click.option("--submission", metavar="S", help="Its folder, where the commit does not hold it.")
 @click.option("--device", help="cpu or cuda.  [default: those of the result]")
 @with_bundle_dataset
+@with_launcher
 @with_data_dir
 @with_out
 @with_json
@@ -72,6 +75,7 @@ def reproduce(
     data_dir: Path | None,
     out: Path | None,
     as_json: bool,
+    **launch: Unpack[LaunchOptions],
 ) -> None:
     """Sample and score again what RESULT names, and say whether it agrees.
 
@@ -111,13 +115,15 @@ def reproduce(
         if opened is None and chosen is not None and sampling is not None:
             sampled_on = resolve_device(device or sampling.device)
             said = sampling_arguments(recorded, sampling, chosen.folder, sampled_on)
-            line = ["sample", *data, *said, f"--out={out}"]
+            line = ["sample", *data, *said, *_box(launch), f"--out={out}"]
             run_code(code, line, threads, out / "bundle")
             images = out / "bundle"
         elif opened is not None:
             images = opened.folder.absolute()
             if chosen is not None:
-                replayed = _replay(console, opened, spec, chosen, batches, device, data_dir, out)
+                replayed = _replay(
+                    console, opened, spec, chosen, batches, device, data_dir, out, launch
+                )
         line = ["score", str(images), *data, *to_score, f"--out={out}"]
         run_code(code, line, threads, out / "result.json")
     again = read_result(out / "result.json")
@@ -169,6 +175,12 @@ def _dataset(
     return spec, said
 
 
+def _box(launch: LaunchOptions) -> list[str]:
+    """How a command line is told of a box; nothing for the default one, which has no options."""
+    given = [(name, value) for name, value in launch.items() if value is not None]
+    return [f"--{name}={value}" for name, value in given if value != "process"]
+
+
 def _bundle_of(
     console: Console, recorded: Result, path: Path, dataset: str | None, image_size: int | None
 ) -> Bundle:
@@ -192,6 +204,7 @@ def _replay(
     device: str | None,
     data_dir: Path | None,
     out: Path,
+    launch: LaunchOptions,
 ) -> Replay:
     """Verify the bundle of a result with the submission that made it."""
     from ddchallenge.scoring import resolve_device
@@ -209,4 +222,5 @@ def _replay(
         tolerance=None,
         time_limit=None,
         picture=out / "difference.png",
+        launch=launch,
     )

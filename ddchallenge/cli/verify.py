@@ -7,10 +7,11 @@ import shutil
 import tempfile
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
+from ddchallenge.cli.launch import LaunchOptions, launcher_of
 from ddchallenge.cli.output import new_console, print_json, say
 from ddchallenge.cli.parameters import (
     PATH,
@@ -20,6 +21,7 @@ from ddchallenge.cli.parameters import (
     with_data_dir,
     with_device,
     with_json,
+    with_launcher,
 )
 from ddchallenge.cli.steps import check_writable, open_bundle, refuse_existing, training_images
 from ddchallenge.errors import RunError
@@ -77,6 +79,7 @@ BATCHES = _Batches()
     "--time-limit", type=TIME, help="For the generator.  [default: four times the recorded time]"
 )
 @with_bundle_dataset
+@with_launcher
 @with_device
 @with_data_dir
 @click.option(
@@ -96,6 +99,7 @@ def verify(
     data_dir: Path | None,
     out: Path | None,
     as_json: bool,
+    **launch: Unpack[LaunchOptions],
 ) -> None:
     """Generate batches of a bundle again and compare them image by image.
 
@@ -126,6 +130,7 @@ def verify(
         tolerance=tolerance,
         time_limit=time_limit,
         picture=out,
+        launch=launch,
     )
     if as_json:
         print_json({"bundle": str(opened.folder), "seed": seed, **to_json(outcome)})
@@ -158,6 +163,7 @@ def replay_bundle(
     tolerance: float | None,
     time_limit: float | None,
     picture: Path,
+    launch: LaunchOptions,
 ) -> Replay:
     """Replay ``batches`` of a bundle, 0 for all, and say what came of it; see the options."""
     from ddchallenge.atomic import atomic_file
@@ -191,6 +197,7 @@ def replay_bundle(
         tolerance=tolerance,
         time_limit_seconds=time_limit or default_time_limit(log, sum(b.count for b in wanted)),
         training_data=training.folder if training else None,
+        launcher=launcher_of(launch, data_dir),
     )
     folder = Path(tempfile.mkdtemp(prefix="ddchallenge-verify-"))
     with closing(SamplingDisplay(console, "replay")) as display:
