@@ -380,12 +380,13 @@ def test_the_command_line_of_a_bundle_that_does_not(ddchallenge, make_submission
     )
 
 
-def test_a_recovered_or_old_manifest_is_as_good_as_its_batches(make_submission, tmp_path):
+def test_a_recovered_bundle_is_as_good_as_its_batches(make_submission, tmp_path):
     """What was written to disk and read again is replayed from the file alone."""
     submission = make_submission(HONEST)
     bundle = sampled(submission, tmp_path / "out")
     path = bundle.folder / "manifest.json"
     document = read_json(path, 1 << 20)
+    document["recovered"] = True
     document["sampling"]["stop"] = "interrupted"
     write_json(path, document)
     outcome, _ = check(read_bundle(bundle.folder), submission, tmp_path, 3)

@@ -5,13 +5,26 @@ Each submission hands in a bundle that scores as any other. Generated again it i
 
 from __future__ import annotations
 
-import PIL.Image
+import numpy as np
 import pytest
 
-from ddchallenge.bundle import read_bundle
+from ddchallenge.datasets import get_dataset
+from ddchallenge.pipeline import sample_bundle
+from ddchallenge.replay import (
+    ReplayOrder,
+    choose_batches,
+    compare,
+    recorded_batches,
+    regenerate,
+)
+from ddchallenge.report.replay import difference_picture
+from ddchallenge.rules import get_rules
+from ddchallenge.sampling.supervisor import SamplingOrder
+
+SPEC = get_dataset("digits")
 
 GENERATOR = """
-import os, time
+import time
 import numpy as np
 
 class G:
@@ -27,27 +40,58 @@ class G:
 CHEATS = {
     "the seed is not used": "seed = None",
     "the hour is in the seed": "seed += self.start % 2**31",
-    "the process is in the seed": "seed += os.getpid()",
+    "the place in memory is in the seed": "seed += id(self)",
     # Replayed from the middle, the first batch asked for is not the first of the run.
     "earlier batches are in the seed": "self.calls += 1; seed += self.calls",
 }
 
 
+def verified(submission, launcher, folder):
+    """Sample 90 images, generate two of six batches again, the first not among them."""
+    order = SamplingOrder(
+        submission=submission,
+        dataset=SPEC,
+        rules=get_rules("generative"),
+        budget_seconds=60.0,
+        device="cpu",
+        run_seed=0,
+        max_images=90,
+        augmentation="none",
+        training_data=None,
+        launcher=launcher,
+    )
+    bundle = sample_bundle(order, None, folder)
+    batches = choose_batches(recorded_batches(bundle, SPEC), 2, seed=1)
+    assert (batches[0].index, bundle.manifest.images) > (0, 89)
+    again = ReplayOrder(
+        submission=submission,
+        batches=batches,
+        device="cpu",
+        tolerance=1.0,
+        time_limit_seconds=60.0,
+        training_data=None,
+        launcher=launcher,
+    )
+    sampled = regenerate(bundle, SPEC, again, folder / "replay")
+    return bundle, *compare(bundle, SPEC, again, sampled)
+
+
 @pytest.mark.parametrize("how", CHEATS.values(), ids=CHEATS)
-def test_another_image_for_the_same_seed_is_caught(ddchallenge, make_submission, tmp_path, how):
-    """The honest twin is found identical; the cheat is different, and a picture shows it."""
-    for name, line, status in (("honest", "pass", 0), ("cheat", how, 1)):
-        submission = make_submission(GENERATOR.format(how=line), name=name)
-        out = tmp_path / name
-        sampling = ["--dataset", "digits", "--submission", submission.folder, "--out", out]
-        assert ddchallenge("sample", *sampling, "--max-images", "90", "--device", "cpu").status == 0
-        # Of six batches, with this seed not the first one.
-        asked = ["--batches", "2", "--seed", "1", "--submission", submission.folder]
-        said = ddchallenge("verify", out, *asked, "--device", "cpu")
-        assert said.status == status, said.err
-        picture = out / "difference.png"
-        assert picture.is_file() == bool(status)
-    assert "different: 2 of 6 batches" in said.err
-    assert len(read_bundle(out / "bundle").data) == 90
-    with PIL.Image.open(picture) as shown:
-        assert shown.width > 3 * 240
+def test_another_image_for_the_same_seed_is_caught(box, make_submission, tmp_path, how):
+    """The cheat is different in every image, and a picture shows the first."""
+    cheat = make_submission(GENERATOR.format(how=how))
+    bundle, outcome, pair = verified(cheat, box(), tmp_path / "out")
+    assert (outcome.verdict, outcome.batches_checked) == ("different", 2)
+    assert outcome.images_identical == 0
+    first = outcome.first_different
+    assert (pair[0] == bundle.data.images[first.row]).all()
+    shown = np.asarray(difference_picture(pair, first, SPEC))
+    assert shown[70 + 15, 24 + 15].tolist() == pair[0][:, 0, 0].tolist()
+
+
+def test_an_honest_twin_of_them_is_identical(box, make_submission, tmp_path):
+    """The same generator that uses its seed, and nothing else, as a cheat is held against."""
+    honest = make_submission(GENERATOR.format(how="pass"))
+    _, outcome, pair = verified(honest, box(), tmp_path / "out")
+    assert (outcome.verdict, pair) == ("identical", None)
+    assert outcome.images_identical == outcome.images_compared > 16
