@@ -260,10 +260,12 @@ def regenerate(
     order: ReplayOrder,
     folder: Path,
     on_status: Callable[[SamplingStatus], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Sampled:
     """Have the batches of ``order`` made again; ``folder`` gets ``worker.log``.
 
-    ``order.batches`` come from :func:`choose_batches`.
+    ``order.batches`` come from :func:`choose_batches`. ``say`` is told what the launcher does. The
+    generator cannot read the bundle.
 
     Raises :class:`RequestError` for a submission that is not for this dataset or needs training
     data it is not given, and what :func:`ddchallenge.sampling.supervisor.sample` raises:
@@ -275,7 +277,7 @@ def regenerate(
         raise RequestError(
             f"{order.submission.name} needs training data to make its images again; none is given."
         )
-    sampled = sample(_sampling_order(bundle, spec, order, log), folder, on_status)
+    sampled = sample(_sampling_order(bundle, spec, order, log), folder, on_status, say=say)
     sampled.spool.close()
     sampled.discard()
     return sampled
@@ -345,6 +347,7 @@ def _sampling_order(
         training_data=order.training_data,
         launcher=order.launcher,
         batches=order.batches,
+        hidden=(bundle.folder,),  # it could hand back what it finds there
     )
 
 

@@ -201,7 +201,9 @@ def replay_bundle(
     )
     folder = Path(tempfile.mkdtemp(prefix="ddchallenge-verify-"))
     with closing(SamplingDisplay(console, "replay")) as display:
-        sampled = regenerate(bundle, spec, order, folder, display)
+        sampled = regenerate(
+            bundle, spec, order, folder, display, lambda line: say(console, line, style="yellow")
+        )
     with counting(console, "replay", "copies") as counter:
         outcome, pair = compare(
             bundle, spec, order, sampled, lambda d, t: counter(d, t, "comparing copies")

@@ -90,7 +90,7 @@ def run_code(code: Path, arguments: list[str], threads: int, made: Path) -> None
     # -P: the working folder, where another version may lie, is not looked into.
     paths = [str(code), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
-    if threads <= (os.cpu_count() or 1):
+    if 1 <= threads <= (os.cpu_count() or 1):
         environment["OMP_NUM_THREADS"] = str(threads)
     with noticed() as notice:
         child = subprocess.Popen(

@@ -78,7 +78,8 @@ class SamplingOrder:
     ``max_images`` bounds the bundle, copies included; None leaves that to the submission.
     ``training_data`` is the folder of decoded training images or None. ``augmentation`` is the
     name of a plan. ``launcher`` is the box it runs in. ``batches`` are those to ask for, in that
-    order, where a recorded run is to be generated again; None lets the harness drive.
+    order, where a recorded run is to be generated again; None lets the harness drive. ``hidden``
+    are folders the submission must not read, beside those that are always hidden.
     """
 
     submission: Submission
@@ -92,6 +93,7 @@ class SamplingOrder:
     training_data: Path | None
     launcher: Launcher = field(default_factory=ProcessLauncher)
     batches: tuple[BatchRequest, ...] | None = None
+    hidden: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,12 +234,12 @@ class _Race:
 
     def _race(self, working_dir: Path, log: OutputLog, spool: Spool) -> None:
         submission, launcher = self.order.submission, self.order.launcher
-        hidden = self.order.dataset.folder
+        test_images = self.order.dataset.folder
         places = Places(
             submission=submission.folder,
             working_dir=working_dir,
             training_data=self.order.training_data,
-            hidden=(hidden,) if hidden else (),
+            hidden=(*self.order.hidden, *([test_images] if test_images else [])),
         )
         seen = launcher.inside(places)
         task = GenerationTask(

@@ -19,6 +19,7 @@ from ddchallenge.replay import (
 )
 from ddchallenge.report.replay import difference_picture
 from ddchallenge.rules import get_rules
+from ddchallenge.sampling.launchers import sandbox
 from ddchallenge.sampling.supervisor import SamplingOrder
 
 SPEC = get_dataset("digits")
@@ -46,8 +47,8 @@ CHEATS = {
 }
 
 
-def verified(submission, launcher, folder):
-    """Sample 90 images, generate two of six batches again, the first not among them."""
+def verified(submission, launcher, folder, count=2):
+    """Sample 90 images in six batches, generate two of them again, the first not among them."""
     order = SamplingOrder(
         submission=submission,
         dataset=SPEC,
@@ -61,8 +62,8 @@ def verified(submission, launcher, folder):
         launcher=launcher,
     )
     bundle = sample_bundle(order, None, folder)
-    batches = choose_batches(recorded_batches(bundle, SPEC), 2, seed=1)
-    assert (batches[0].index, bundle.manifest.images) > (0, 89)
+    batches = choose_batches(recorded_batches(bundle, SPEC), count, seed=1)
+    assert batches[0].index > 0 or count is None
     again = ReplayOrder(
         submission=submission,
         batches=batches,
@@ -95,3 +96,40 @@ def test_an_honest_twin_of_them_is_identical(box, make_submission, tmp_path):
     _, outcome, pair = verified(honest, box(), tmp_path / "out")
     assert (outcome.verdict, pair) == ("identical", None)
     assert outcome.images_identical == outcome.images_compared > 16
+
+
+READER = """
+import numpy as np
+from safetensors.numpy import load_file
+
+class G:
+    def setup(self, task):
+        pass
+    def generate(self, labels, seed):
+        try:  # a replay of the whole run, if there is a bundle already
+            images = load_file({path!r})["images"]
+        except OSError:
+            return np.random.default_rng().integers(0, 256, (len(labels), 3, 8, 8), np.uint8)
+        self.done = getattr(self, "done", 0)
+        numbers = np.arange(self.done, self.done + len(labels))
+        self.done += len(labels)
+        return images[numbers % 10 * (len(images) // 10) + numbers // 10]
+"""
+
+
+@pytest.mark.skipif(not sandbox.landlock_abi(), reason="this kernel has no Landlock")
+def test_the_bundle_itself_cannot_be_read_while_it_is_replayed(box, make_submission, tmp_path):
+    """A generator that hands back what it finds in the bundle finds nothing, and is different.
+
+    In this process, where nothing is hidden, the same code does hand back every image.
+    """
+    path = str(tmp_path / "out" / "bundle" / "images.safetensors")
+    code = READER.format(path=path)
+    bundle, outcome, _ = verified(make_submission(code), box(), tmp_path / "out", count=None)
+    names: dict[str, type] = {}
+    exec(code, names)  # noqa: S102 - it stands above
+    free = names["G"]().generate(np.arange(90) % 10, 0)
+    expected = bundle.data.images.reshape(10, 9, 3, 8, 8).swapaxes(0, 1).reshape(-1, 3, 8, 8)
+    assert (free == expected).all()
+    assert (outcome.verdict, outcome.batches_checked) == ("different", 6)
+    assert outcome.images_identical == 0
