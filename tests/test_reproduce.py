@@ -20,6 +20,7 @@ import pytest
 from scipy import stats
 
 import ddchallenge as package
+from ddchallenge.cli.reproduce import _box
 from ddchallenge.errors import RequestError, RunError
 from ddchallenge.generator import read_submission
 from ddchallenge.leaderboard import read_result, result_document, write_result
@@ -309,6 +310,28 @@ def test_code_that_fails_is_quoted(history, tmp_path):
     line = ["sample", "--dataset=digits", "--submission=nobody"]
     with pytest.raises(RunError, match=r"`ddchallenge sample` of .* No submission is called"):
         run_code(history.folder, line, 1, tmp_path / "bundle")
+
+
+def test_the_code_that_is_here_can_be_taken_instead(history, ddchallenge, tmp_path):
+    """For a result nobody else has the code of: it runs, and that it is other code is listed."""
+    write_result(tmp_path / "dirty.json", changed(history.result, dirty=True))
+    entry = tmp_path / "entry"
+    shutil.copytree(history.entry, entry)
+    (entry / "generate.py").write_text(GENERATOR)
+    here = ["--this-code", "--submission", entry, "--out", tmp_path / "again"]
+    said = ddchallenge("reproduce", tmp_path / "dirty.json", *here, "--json")
+    assert said.status == 0, said.err
+    found = json.loads(said.out)["agreement"]
+    assert "code" in [change["what"] for change in found["changes"]]
+    assert (found["agrees"], found["identical"]) == (True, True)
+
+
+def test_a_box_is_passed_on_but_for_the_default():
+    """Commits from before the launchers know no such option."""
+    nothing = dict.fromkeys(("engine", "memory", "disk", "processes", "cpus"))
+    assert _box({"launcher": "process"} | nothing) == []
+    chosen = _box({"launcher": "container"} | nothing | {"engine": "podman", "memory": 1 << 30})
+    assert chosen == ["--launcher=container", "--engine=podman", "--memory=1073741824"]
 
 
 def test_agreement_is_welchs_interval_over_the_seeds(history):
