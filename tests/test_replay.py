@@ -21,16 +21,13 @@ from ddchallenge.generator import find_submission
 from ddchallenge.jsonio import read_json, write_json
 from ddchallenge.pipeline import sample_bundle
 from ddchallenge.records import Bundle, LabeledImages
-from ddchallenge.replay import (
-    Replay,
-    ReplayOrder,
+from ddchallenge.replay.comparing import Replay, ReplayOrder, compare, regenerate
+from ddchallenge.replay.recorded import (
     chance_to_catch,
     choose_batches,
-    compare,
     default_time_limit,
     default_tolerance,
     recorded_batches,
-    regenerate,
     remarks,
 )
 from ddchallenge.report.replay import difference_picture, replay_lines

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from ddchallenge.generator import Submission
     from ddchallenge.records import Bundle, DatasetSpec, Result
-    from ddchallenge.replay import Replay
+    from ddchallenge.replay.comparing import Replay
 
 __all__ = ["reproduce"]
 
@@ -82,11 +82,9 @@ def reproduce(
     The commit RESULT names is checked out into a temporary folder and run with its settings. Exit
     status 0 if it agrees within the interval, 1 if not.
     """
-    from ddchallenge.jsonio import to_json, write_json
     from ddchallenge.leaderboard import read_result
-    from ddchallenge.report.reproduction import reproduction_lines
-    from ddchallenge.reproduce.again import run_code, sampling_arguments, scoring_arguments
-    from ddchallenge.reproduce.agreement import agreement, check_record
+    from ddchallenge.reproduce.again import run_code, scoring_arguments
+    from ddchallenge.reproduce.agreement import check_record
     from ddchallenge.reproduce.checkout import code_at, code_here, named_commit, submission_at
     from ddchallenge.scoring import resolve_device
 
@@ -102,36 +100,68 @@ def reproduce(
     spec, data = _dataset(console, recorded, dataset, image_size, data_dir)
     opened = None if bundle is None else _bundle_of(console, recorded, bundle, dataset, image_size)
     out = free_folder(out, spec, f"reproduce-{recorded.submission.name}").absolute()
+    commit = None if this_code else named_commit(recorded)
     replayed: Replay | None = None
-    with (
-        nullcontext(code_here()) if this_code else code_at(named_commit(recorded), repository)
-    ) as code:
+    with code_at(commit, repository) if commit else nullcontext(code_here()) as code:
         chosen = submission_at(code, recorded, submission) if recorded.sampling else None
         if chosen is not None and chosen.needs_training_data:
             training_images(console, spec, data_dir)
-        test_images(console, spec, data_dir)  # both before anything is run
-        say(console, f"code: {code}" + ("" if this_code else f" ({named_commit(recorded)[:12]})"))
-        threads, sampling = recorded.provenance.threads, recorded.sampling
-        if opened is None and chosen is not None and sampling is not None:
-            sampled_on = resolve_device(device or sampling.device)
-            said = sampling_arguments(recorded, sampling, chosen.folder, sampled_on)
-            line = ["sample", *data, *said, *_box(launch), f"--out={out}"]
-            run_code(code, line, threads, out / "bundle")
-            images = out / "bundle"
-        elif opened is not None:
-            images = opened.folder.absolute()
-            if chosen is not None:
-                replayed = _replay(
-                    console, opened, spec, chosen, batches, device, data_dir, out, launch
-                )
+        test_images(console, spec, data_dir)  # all data is looked for before anything is run
+        say(console, f"code: {code}" + (f" ({commit[:12]})" if commit else ""))
+        if opened is None and chosen is not None:
+            _sample(code, recorded, chosen, device, [*data, *_box(launch)], out)
+        elif opened is not None and chosen is not None:
+            replayed = _replay(
+                console, opened, spec, chosen, batches, device, data_dir, out, launch
+            )
+        images = out / "bundle" if opened is None else opened.folder.absolute()
         line = ["score", str(images), *data, *to_score, f"--out={out}"]
-        run_code(code, line, threads, out / "result.json")
+        run_code(code, line, recorded.provenance.threads, out / "result.json")
+    _finish(console, result, recorded, replayed, out, as_json)
+
+
+def _sample(
+    code: Path,
+    recorded: Result,
+    submission: Submission,
+    device: str | None,
+    more: list[str],
+    out: Path,
+) -> None:
+    """Sample with the code of a result, as it was sampled then, to ``out/bundle``."""
+    from ddchallenge.reproduce.again import run_code, sampling_arguments
+    from ddchallenge.scoring import resolve_device
+
+    sampling = recorded.sampling
+    if sampling is None:
+        raise RequestError("The result was scored on an imported tensor; nothing was sampled.")
+    said = sampling_arguments(
+        sampling, submission.folder, resolve_device(device or sampling.device)
+    )
+    line = ["sample", *said, *more, f"--out={out}"]
+    run_code(code, line, recorded.provenance.threads, out / "bundle")
+
+
+def _finish(
+    console: Console,
+    path: Path,
+    recorded: Result,
+    replayed: Replay | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Compare, say and write what came of it; raises :class:`RunError` where it does not agree."""
+    from ddchallenge.jsonio import to_json, write_json
+    from ddchallenge.leaderboard import read_result
+    from ddchallenge.report.reproduction import reproduction_lines
+    from ddchallenge.reproduce.agreement import agreement
+
     again = read_result(out / "result.json")
     found = agreement(recorded, again)
-    for line_said in reproduction_lines(recorded, again, found):
-        say(console, line_said)
+    for line in reproduction_lines(recorded, again, found):
+        say(console, line)
     document = {
-        "result": str(result),
+        "result": str(path),
         "agreement": to_json(found),
         "replay": to_json(replayed) if replayed else None,
     }
@@ -140,9 +170,9 @@ def reproduce(
     if as_json:
         print_json(document)
     if replayed is not None and replayed.verdict in ("different", "unfinished"):
-        raise RunError(f"The images are not shown to be what the submission makes: {out}")
+        raise RunError(f"The images are not shown to be what the submission makes: see {out}.")
     if not found.agrees:
-        raise RunError(f"{result} could not be got again: {100 * found.difference:+.2f} points.")
+        raise RunError(f"{path} could not be got again: {100 * found.difference:+.2f} points.")
 
 
 def _dataset(

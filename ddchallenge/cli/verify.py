@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from ddchallenge.generator import Submission
     from ddchallenge.records import Bundle, DatasetSpec
-    from ddchallenge.replay import Replay
+    from ddchallenge.replay.comparing import Replay
 
 __all__ = ["BATCHES", "replay_bundle", "verify"]
 
@@ -168,14 +168,12 @@ def replay_bundle(
     """Replay ``batches`` of a bundle, 0 for all, and say what came of it; see the options."""
     from ddchallenge.atomic import atomic_file
     from ddchallenge.generator import require_dataset
-    from ddchallenge.replay import (
-        ReplayOrder,
+    from ddchallenge.replay.comparing import ReplayOrder, compare, regenerate
+    from ddchallenge.replay.recorded import (
         choose_batches,
-        compare,
         default_time_limit,
         default_tolerance,
         recorded_batches,
-        regenerate,
         remarks,
     )
     from ddchallenge.report.live import SamplingDisplay, counting

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ddchallenge.records import DatasetSpec
-from ddchallenge.replay import DifferentImage, Replay, chance_to_catch
+from ddchallenge.replay.comparing import DifferentImage, Replay
+from ddchallenge.replay.recorded import chance_to_catch
 
 if TYPE_CHECKING:
     import numpy as np

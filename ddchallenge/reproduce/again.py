@@ -30,9 +30,7 @@ main()
 _INTERRUPTED: Final = 130
 
 
-def sampling_arguments(
-    result: Result, sampling: SamplingSummary, submission: Path, device: str
-) -> list[str]:
+def sampling_arguments(sampling: SamplingSummary, submission: Path, device: str) -> list[str]:
     """What `ddchallenge sample` has to be told, but for data and --out, to do the same again.
 
     Values are joined to their options: they are a stranger's, and none may become an option.

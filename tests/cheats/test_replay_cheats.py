@@ -10,13 +10,8 @@ import pytest
 
 from ddchallenge.datasets import get_dataset
 from ddchallenge.pipeline import sample_bundle
-from ddchallenge.replay import (
-    ReplayOrder,
-    choose_batches,
-    compare,
-    recorded_batches,
-    regenerate,
-)
+from ddchallenge.replay.comparing import ReplayOrder, compare, regenerate
+from ddchallenge.replay.recorded import choose_batches, recorded_batches
 from ddchallenge.report.replay import difference_picture
 from ddchallenge.rules import get_rules
 from ddchallenge.sampling.launchers import sandbox
