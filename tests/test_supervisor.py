@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -11,12 +12,16 @@ from collections import Counter
 import numpy as np
 import psutil
 import pytest
-from racing import HONEST, children, race
+from racing import HONEST, SPEC, children, order_for, race
 
 from ddchallenge.augment import augment, get_plan, image_seed
+from ddchallenge.bundle import read_bundle
 from ddchallenge.errors import OutputError, SamplingError
 from ddchallenge.jsonio import printable
+from ddchallenge.marks import marks_of
+from ddchallenge.pipeline import sample_bundle
 from ddchallenge.records import SamplingLog, SamplingStatus
+from ddchallenge.rules import get_protocol
 from ddchallenge.sampling.schedule import batch_seed, round_robin
 
 
@@ -269,12 +274,9 @@ def test_a_full_disk_stops_the_run_with_what_fits(make_submission, tmp_path, mon
     def shrinking(descriptor: int):
         nonlocal calls
         calls += 1
-        found = real(descriptor)
-        if calls <= 3:
-            return found
-        full = list(found)
-        full[4] = 0  # f_bavail
-        return os.statvfs_result(full)
+        found = list(real(descriptor))
+        found[4] = (20 << 20) // found[1] if calls <= 3 else 0  # f_bavail, of f_frsize bytes
+        return os.statvfs_result(found)
 
     monkeypatch.setattr(os, "fstatvfs", shrinking)
     sampled = race(make_submission(HONEST), tmp_path / "out")
@@ -459,3 +461,63 @@ def test_a_long_complaint_is_cut_and_stays_readable(make_submission, tmp_path):
     assert log.stop == "crashed"
     assert 4000 < len(log.stop_detail) < 5000
     assert printable(log.stop_detail) == log.stop_detail
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 24 MiB, for whoever may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(place)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("no right to mount a small disk")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("hog", ["the images", "a file that was deleted"])
+def test_a_truly_full_disk_loses_nothing_that_fits(make_submission, small_disk, hog):
+    """Images until the disk is full, or a file nobody sees: a whole bundle of what came."""
+    code = HONEST
+    if hog != "the images":
+        code = code.replace("pass", "self.calls = 0; self.place = task.working_dir").replace(
+            "images =",
+            "self.calls += 1\n"
+            "        if self.calls == 4:\n"
+            "            self.file = open(self.place / 'hog', 'wb', buffering=0)\n"
+            "            (self.place / 'hog').unlink()\n"
+            "            try:\n"
+            "                while True: self.file.write(bytes(1 << 20))\n"
+            "            except OSError: pass\n"
+            "        images =",
+        )
+    order = order_for(make_submission(code, batch_size="512"), 60)
+    bundle = sample_bundle(order, None, small_disk / "out")
+    log = bundle.manifest.sampling
+    assert log.stop == "disk-full"
+    assert len(bundle.data) == log.images_sampled >= 3 * 512
+    assert (bundle.data.images[:, 0, 0, 0] == bundle.data.labels).all()
+    assert len(read_bundle(small_disk / "out" / "bundle").data) == len(bundle.data)
+    assert not (small_disk / "out" / "spool.bin").exists()
+
+
+def test_a_worker_that_dies_late_is_kept_and_marked(make_submission, tmp_path):
+    """What it gave before it died is a bundle like any other, and every table says why it ends."""
+    code = HONEST.replace(
+        "images[:, 0]",
+        "import os, time; time.sleep(0.05)\n"
+        "        if labels[0] == 8 and time.monotonic() > self.started + 1: os._exit(7)\n"
+        "        images[:, 0]",
+    ).replace("pass", "import time; self.started = time.monotonic()")
+    bundle = sample_bundle(order_for(make_submission(code), 60), None, tmp_path / "out")
+    log = bundle.manifest.sampling
+    assert log.stop == "crashed"
+    assert "the worker ended with exit status 7" in log.stop_detail
+    assert len(bundle.data) == log.images_sampled >= 5 * 16
+    protocol = get_protocol("eccv2024")
+    marks = marks_of(bundle.manifest, SPEC, protocol, protocol.epochs, protocol.seeds)
+    assert "stopped early: crashed" in marks

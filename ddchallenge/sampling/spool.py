@@ -6,11 +6,13 @@ images of a batch, or the augmented copies of some of them. An entry counts once
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import stat
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +36,10 @@ MAGIC: Final = b"DDS1"
 # larger than the images, nor than this.
 RESERVED_BYTES: Final = 2 << 20
 MAX_SHEET_BYTES: Final = 14 << 20
+# Taken from the disk ahead of what is written, which costs far less than piece by piece.
+AHEAD_BYTES: Final = 64 << 20
+FALLOC_FL_KEEP_SIZE: Final = 1
+_libc = ctypes.CDLL(None) if sys.platform == "linux" and sys.maxsize > 1 << 32 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,8 @@ class Spool:
         self._image_bytes = 3 * image_size * image_size
         self._entries: list[_Entry] = []
         self._end = 0
+        self._taken = 0  # of the disk, from the beginning
+        self._ahead = True
         how = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             self._file = os.open(path, how if exists else how | os.O_CREAT | os.O_EXCL, 0o644)
@@ -123,8 +131,11 @@ class Spool:
         after = self._end + ENTRY.size + len(images)
         disk = os.fstatvfs(self._file)
         bundle = after + min(after, MAX_SHEET_BYTES) + RESERVED_BYTES
-        if disk.f_bavail * disk.f_frsize < len(images) + bundle:
+        free = disk.f_bavail * disk.f_frsize + max(0, self._taken - self._end)
+        if free < len(images) + bundle:
             raise StorageError(full)
+        if self._ahead and after > self._taken and free > bundle + 4 * AHEAD_BYTES:
+            self._take_ahead(after)
         header = ENTRY.pack(MAGIC, copies, self._size, first, count, seed, received_seconds)
         try:
             self._write(header)
@@ -137,6 +148,15 @@ class Spool:
             raise StorageError(f"{self.path} cannot be written: {error.strerror}") from None
         self._entries.append(_Entry(self._end + ENTRY.size, first, count, copies))
         self._end = after
+
+    def _take_ahead(self, end: int) -> None:
+        """Have blocks for what is written up to ``end`` and some more; the file grows by none."""
+        length = end - self._taken + AHEAD_BYTES
+        where, much = ctypes.c_int64(self._taken), ctypes.c_int64(length)
+        if _libc is None or _libc.fallocate(self._file, FALLOC_FL_KEEP_SIZE, where, much) != 0:
+            self._ahead = False  # this file system takes blocks as they are needed
+        else:
+            self._taken += length
 
     def _write(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
@@ -199,7 +219,9 @@ class Spool:
         return LabeledImages(images, number[order] % num_classes)
 
     def close(self) -> None:
-        """Close the file and leave it where it is."""
+        """Close the file and leave it where it is, without the blocks it has not needed."""
+        if self._taken > self._end:
+            os.ftruncate(self._file, self._end)
         os.close(self._file)
 
     def delete(self) -> None:
