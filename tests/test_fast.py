@@ -103,12 +103,17 @@ def test_preparing_a_step_leaves_no_trace(tiny):
 
 
 def test_a_compiler_that_fails_costs_speed_and_one_line(tiny, monkeypatch):
-    """Compilation that raises: one note for all seeds, the run goes on uncompiled in float32 and
-    ends with a score."""
+    """Compilation that raises, of the kernel and of the step: one note for all seeds, the run goes
+    on uncompiled in float32 and ends with a score."""
 
     def no_compiler(*args):
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nin ...")
 
+    def no_kernel():
+        raise OSError("No such file or directory: 'g++'")
+
+    monkeypatch.setattr(fast, "arithmetic_of", lambda device: torch.bfloat16)
+    monkeypatch.setattr(fast, "build_kernel", no_kernel)
     monkeypatch.setattr(fast, "_compiled", lambda: no_compiler)
     monkeypatch.setattr(fast, "_broken", [])
     data = random_images(40)

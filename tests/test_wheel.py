@@ -1,4 +1,4 @@
-"""The wheel is enough: baselines, class names and template travel in it."""
+"""The wheel is enough: baselines, class names, template and kernel travel in it."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
+    assert (site / "ddchallenge" / "scoring" / "normpool.cpp").is_file()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     environment = os.environ | {

@@ -201,8 +201,9 @@ def _made_by() -> dict[str, str]:
 def _code() -> str:
     # Between two releases too, what trains must be what trained.
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
+    for file in sorted(Path(__file__).parent.iterdir()):
+        if file.suffix in (".py", ".cpp"):
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 
 

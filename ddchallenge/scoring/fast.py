@@ -3,11 +3,12 @@
 Same initialisation, order, batches, augmentation draws and schedule as exact numerics on a CPU;
 other arithmetic: uint8 images are normalised, augmented (:mod:`ddchallenge.scoring.fused`) and
 trained on in one compiled step, channels last, in bfloat16 with float32 weights where the device
-multiplies it faster. A batch goes through in equal parts whose gradients are added: instance
-normalisation looks at one image at a time, so a part is as good as the whole. What is left over is
-filled up with images of no weight, so that one compiled step serves every batch; in a long run it
-gets a step of its own. On CUDA a step is a graph, and several runs go on side by side on streams of
-their own.
+multiplies it faster. On a CPU, what lies between convolutions is a kernel of our own then
+(:mod:`ddchallenge.scoring.normpool`). A batch goes through in equal parts whose gradients are
+added: instance normalisation looks at one image at a time, so a part is as good as the whole. What
+is left over is filled up with images of no weight, so that one compiled step serves every batch; in
+a long run it gets a step of its own. On CUDA a step is a graph, and several runs go on side by side
+on streams of their own.
 
 Whether scores agree with exact numerics is measured: ``python -m benchmarks.equivalence``.
 """
@@ -31,6 +32,7 @@ from ddchallenge.records import ScoringActivity
 from ddchallenge.scoring.data import DeviceImages
 from ddchallenge.scoring.draws import Draw
 from ddchallenge.scoring.fused import NUMBERS, apply_map, map_of
+from ddchallenge.scoring.normpool import build_kernel, with_kernel
 from ddchallenge.scoring.places import kept_folder
 from ddchallenge.scoring.recipes import Eccv2024, Recipe
 
@@ -120,7 +122,7 @@ class FastStepper:
             )
         device, spec = train.device, train.spec
         self._notes: list[str] = []
-        self._network = network.to(memory_format=torch.channels_last)
+        self._network = self._computed = network.to(memory_format=torch.channels_last)
         self._parameters = list(network.parameters())
         self._momenta = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._train = train
@@ -130,6 +132,8 @@ class FastStepper:
         self._is_compiled = compiled
         if compiled and _broken:
             self._fall_back()
+        elif device.type == "cpu" and self._arithmetic == torch.bfloat16:
+            self._use_kernel()
         std = 255 * torch.tensor(spec.std)
         mean = 255 * torch.tensor(spec.mean)
         self._scale = (1 / std).view(3, 1, 1).to(device)
@@ -223,7 +227,7 @@ class FastStepper:
         for part in self._parts(size):
             index = self._index[part]
             loss = self._loss(
-                self._network,
+                self._computed,
                 self._train.pixels[index],
                 self._train.labels[index],
                 self._weights[part],
@@ -288,8 +292,21 @@ class FastStepper:
             self._run(size)
         return graph.replay
 
+    def _use_kernel(self) -> None:
+        try:
+            build_kernel()
+        except OSError as error:
+            self._notes.append(
+                "Warning: the fast step's own kernel could not be compiled and it runs slower, "
+                f"without ({str(error)[:120]}). Is g++ installed?"
+            )
+        else:
+            self._computed = with_kernel(self._network)
+
     def _fall_back(self) -> None:
         self._loss, self._is_compiled = _loss, False
+        self._computed = self._network
+        self._notes.clear()
         if self._train.device.type == "cpu":
             self._arithmetic = torch.float32  # eager bfloat16 is slower than float32 there
         self._notes.append(
