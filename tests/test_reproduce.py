@@ -349,6 +349,34 @@ def test_agreement_is_welchs_interval_over_the_seeds(history):
     assert welch_interval([0.5, 0.5], [0.25, 0.25]) == (0.25, 0.25)
 
 
+def test_other_images_are_allowed_for(history):
+    """What the seeds cannot know is taken from the test set, and said apart.
+
+    Met in earnest: gaussian on digits, a few pixels rounded otherwise by another processor.
+    """
+    recorded = scored(history.result, [466, 465, 464])
+    again = scored(history.result, [461, 462, 462])
+    assert not agreement(recorded, again).agrees
+    others = replace(again, bundle=replace(again.bundle, digest="ab" * 32))
+    found = agreement(recorded, others)
+    seeds = stats.ttest_ind([0.922, 0.924, 0.924], [0.932, 0.93, 0.928], equal_var=False)
+    low, high = seeds.confidence_interval(0.95)
+    assert found.seeds_interval == pytest.approx((low, high))
+    error = (0.93 * 0.07 / 500 + found_mean(again) / 500) ** 0.5
+    half = ((high - low) ** 2 / 4 + (1.96 * error) ** 2) ** 0.5
+    assert found.agrees
+    assert found.interval[1] - found.interval[0] == pytest.approx(2 * half)
+    lines = reproduction_lines(recorded, others, found)
+    assert "over seeds alone -1.08 to -0.26; the images are others" in lines[-1]
+    assert not agreement(recorded, scored(others, [440, 441, 442])).agrees
+
+
+def found_mean(result: Result) -> float:
+    """p (1 - p), as the binomial variance has it."""
+    mean = result.accuracy.mean
+    return mean * (1 - mean)
+
+
 def test_agreement_without_a_deviation(history):
     """Seeds that all agree may be one test image off; a single seed has the test set's error."""
     level = scored(history.result, [400, 400])

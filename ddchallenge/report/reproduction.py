@@ -20,8 +20,15 @@ def reproduction_lines(recorded: Result, again: Result, found: Agreement) -> tup
         _identity(found),
         f"{'agrees' if found.agrees else 'does not agree'}: {100 * found.difference:+.2f} points, "
         f"95 % interval {low:+.2f} to {high:+.2f}, which "
-        f"{'holds' if found.agrees else 'does not hold'} zero",
+        f"{'holds' if found.agrees else 'does not hold'} zero{_seeds_alone(found)}",
     )
+
+
+def _seeds_alone(found: Agreement) -> str:
+    if found.same_images or found.seeds_interval is None:
+        return ""
+    low, high = (100 * end for end in found.seeds_interval)
+    return f" (over seeds alone {low:+.2f} to {high:+.2f}; the images are others)"
 
 
 def _seeds(result: Result) -> str:

@@ -1,13 +1,19 @@
 """Does a result that was got again agree with the one that was recorded? Defined here alone.
 
-It agrees where the 95 % interval of the difference of the two means holds zero: Welch's t-interval
-over the accuracies of the seeds, and never less than one test image to either side, since
-accuracies come in such steps. With a single seed there is no deviation; then the interval is 1.96
-standard errors of the two test-set accuracies. One honest repetition in twenty falls outside.
+It agrees where the 95 % interval of the difference of the two means holds zero. Where the images
+are the same, to the last bit, that is Welch's t-interval over the accuracies of the seeds: one
+honest repetition in twenty falls outside. With a single seed there is no deviation; then it is 1.96
+binomial standard errors of the two accuracies on the test set.
 
-The interval is about other training seeds. Where exact numerics trained on the same images with the
-same settings, versions, device and threads, no chance is left, and identical accuracies are
-expected; it is said where they are not.
+Where the images are not the same (a faster machine makes more of them, another number of threads or
+another processor rounds a few pixels otherwise) the seeds know nothing of what other images would
+have done. No single result says how much that is; networks trained on other images err on other
+test images, so the scale at hand is that of the test set. Its 1.96 standard errors are added to
+Welch's interval, as independent errors add. That is wide where the test set is small.
+
+No interval is less than one test image to either side, since accuracies come in such steps. Where
+exact numerics trained on the same images with the same settings, versions, device and threads, no
+chance is left, and identical accuracies are expected; it is said where they are not.
 """
 
 from __future__ import annotations
@@ -38,7 +44,8 @@ class Change:
 class Agreement:
     """How two results of the same submission compare; accuracies are 0..1.
 
-    ``difference`` is the accuracy got again less the recorded one, ``interval`` its 95 % interval.
+    ``difference`` is the accuracy got again less the recorded one, ``interval`` its 95 % interval
+    and ``seeds_interval`` what of it comes from the seeds alone, None for a single one.
     ``identical``: every seed recognised as many test images as before; ``identical_expected``:
     nothing is known that could have made a difference.
     """
@@ -46,6 +53,7 @@ class Agreement:
     agrees: bool
     difference: float
     interval: Interval
+    seeds_interval: Interval | None
     same_images: bool
     identical: bool
     identical_expected: bool
@@ -73,14 +81,18 @@ def check_record(result: Result, name: str) -> None:
 
 def agreement(recorded: Result, again: Result) -> Agreement:
     """Compare a recorded result with one that was got again."""
-    low, high = _interval(recorded, again)
     changes = _changes(recorded, again)
     same_images = recorded.bundle.digest == again.bundle.digest
     exact = recorded.protocol.numerics == again.protocol.numerics == "exact"
+    values, others = ([run.accuracy for run in result.runs] for result in (again, recorded))
+    seeds = welch_interval(values, others)
+    difference = again.accuracy.mean - recorded.accuracy.mean
+    half = _half_width(recorded, again, seeds, same_images=same_images)
     return Agreement(
-        agrees=low <= 0 <= high,
-        difference=again.accuracy.mean - recorded.accuracy.mean,
-        interval=(low, high),
+        agrees=abs(difference) <= half,
+        difference=difference,
+        interval=(difference - half, difference + half),
+        seeds_interval=seeds,
         same_images=same_images,
         identical=_counts(recorded) == _counts(again),
         identical_expected=same_images and exact and not any(c.what in _MATTER for c in changes),
@@ -90,21 +102,18 @@ def agreement(recorded: Result, again: Result) -> Agreement:
     )
 
 
+def _half_width(
+    recorded: Result, again: Result, seeds: Interval | None, *, same_images: bool
+) -> float:
+    half = 0.0 if seeds is None else (seeds[1] - seeds[0]) / 2
+    if seeds is None or not same_images:
+        errors = (result.accuracy.test_error for result in (recorded, again))
+        half = math.hypot(half, _NORMAL_95 * math.hypot(*errors))
+    return max(half, 1 / recorded.runs[0].test_images) * (1 + 1e-9)  # one image is in it
+
+
 def _counts(result: Result) -> list[tuple[int, int, int]]:
     return [(run.seed, run.correct, run.test_images) for run in result.runs]
-
-
-def _interval(recorded: Result, again: Result) -> Interval:
-    values, others = ([run.accuracy for run in result.runs] for result in (again, recorded))
-    difference = again.accuracy.mean - recorded.accuracy.mean
-    interval = welch_interval(values, others)
-    if interval is None:
-        errors = (result.accuracy.test_error for result in (recorded, again))
-        half = _NORMAL_95 * math.hypot(*errors)
-    else:
-        half = (interval[1] - interval[0]) / 2
-    half = max(half, 1 / recorded.runs[0].test_images) * (1 + 1e-9)  # one image is in it
-    return difference - half, difference + half
 
 
 # What accuracies in exact numerics hang on, beside the images.
