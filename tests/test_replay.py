@@ -370,7 +370,7 @@ def test_the_command_line_of_a_bundle_that_does_not(ddchallenge, make_submission
     assert "Expected a bundle for cifar100" in refused(
         *line, submission.folder, "--dataset", "cifar100"
     )
-    imported = replace(true.manifest, sampling=None, origin="x.pt", track="generative")
+    imported = replace(true.manifest, sampling=None, launch=None, origin="x.pt")
     write_bundle(tmp_path / "imported", true.data, imported, PNG)
     assert "was imported from x.pt" in refused(
         "verify", tmp_path / "imported", "--submission", submission.folder
