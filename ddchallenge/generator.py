@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "CONFIG_NAME",
     "DEFAULT_SUBMISSION",
     "Generator",
     "ListedSubmission",

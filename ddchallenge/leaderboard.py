@@ -7,6 +7,7 @@ git is its database and a pull request its upload.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ __all__ = [
     "write_result",
 ]
 
+# Results recorded by earlier versions stay readable, and can be got again, from this one on.
+OLDEST_SCHEMA: Final = 2
 MAX_RESULT_BYTES: Final = 4 << 20
 
 
@@ -69,14 +72,29 @@ def read_result(path: Path) -> Result:
     try:
         document = read_json(path, MAX_RESULT_BYTES)
         schema = document.get("schema") if isinstance(document, dict) else None
-        if isinstance(schema, int) and schema != RESULT_SCHEMA:
+        if isinstance(schema, int) and not OLDEST_SCHEMA <= schema <= RESULT_SCHEMA:
             raise RequestError(
-                f"{path} has result schema {schema}; this version reads {RESULT_SCHEMA}.\n"
-                + _other_schema(schema)
+                f"{path} has result schema {schema}; this version reads {OLDEST_SCHEMA} to "
+                f"{RESULT_SCHEMA}.\n" + _other_schema(schema)
             )
-        return from_json(Result, document, str(path))
+        return from_json(Result, _upgraded(document), str(path))
     except DocumentError as error:
         raise RequestError(f"{error} (not a result of this version?)") from None
+
+
+def _upgraded(document: object) -> object:
+    """A document of the oldest schema as one of this: what it left out stands in its marks.
+
+    Whatever else is wrong with it is for :func:`from_json` to say.
+    """
+    if not isinstance(document, dict) or document.get("schema") != OLDEST_SCHEMA:
+        return document
+    sampling, marks = document.get("sampling"), document.get("marks")
+    if isinstance(sampling, dict):
+        said = " ".join(map(str, marks)) if isinstance(marks, list) else ""
+        match = re.search(r"\bat most (\d{1,18}) images\b", said)
+        sampling = {**sampling, "max_images": int(match[1]) if match else None}
+    return {**document, "schema": RESULT_SCHEMA, "sampling": sampling}
 
 
 def _other_schema(schema: int) -> str:

@@ -199,6 +199,7 @@ def _summary(manifest: Manifest) -> SamplingSummary | None:
         elapsed_seconds=log.elapsed_seconds,
         stop=log.stop,
         stop_detail=log.stop_detail,
+        max_images=log.max_images,
         images_sampled=log.images_sampled,
         images_augmented=log.images_augmented,
         late_images=log.late_images,

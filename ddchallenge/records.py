@@ -74,7 +74,7 @@ Interval: TypeAlias = tuple[float, float]
 
 # Of the JSON forms of Manifest, Result and RunRecord; a change of one is a new number.
 MANIFEST_SCHEMA: Final = 2
-RESULT_SCHEMA: Final = 2
+RESULT_SCHEMA: Final = 3
 RUN_SCHEMA: Final = 1
 
 StopReason = Literal[
@@ -689,6 +689,7 @@ class SamplingSummary:
     elapsed_seconds: float
     stop: StopReason
     stop_detail: str
+    max_images: int | None
     images_sampled: int
     images_augmented: int
     late_images: int

@@ -48,7 +48,7 @@ OFFICIAL = PROTOCOLS["eccv2024"]
 def result(name: str, mean: float, **changes) -> Result:
     official = changes.pop("official", True)
     values = {
-        "schema": 2,
+        "schema": 3,
         "track": "generative",
         "dataset": "digits",
         "submission": SubmissionIdentity(name=name, digest="0" * 64),
@@ -233,13 +233,33 @@ def test_the_table_fits_a_terminal(tmp_path):
     assert " ".join(words) == "; ".join(marks)
 
 
+def test_a_result_of_the_schema_before_is_read(tmp_path):
+    """It did not say how many images were asked for, but in its marks."""
+    recorded = Path(__file__).parent.parent / "baselines/gaussian/results/digits.eccv2024.json"
+    document = json.loads(recorded.read_text())
+    document["schema"] = 2
+    document["sampling"].pop("max_images", None)
+    path = tmp_path / "old.json"
+    for marks, most in (["real images"], None), (["at most 60 images", "real images"], 60):
+        path.write_text(json.dumps(document | {"marks": marks}))
+        read = read_result(path)
+        assert (read.schema, read.sampling.max_images) == (3, most)
+    document["sampling"] = "none"
+    path.write_text(json.dumps(document))
+    with pytest.raises(RequestError, match="sampling: expected an object"):
+        read_result(path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda d: d.pop("accuracy"), "accuracy"),
         (lambda d: d.update(surprise=1), "surprise"),
         (lambda d: d["accuracy"].update(mean="high"), "accuracy.mean"),
-        (lambda d: d.update(schema=3), "schema 3; this version reads 2.\nA later version wrote it"),
+        (
+            lambda d: d.update(schema=4),
+            "schema 4; this version reads 2 to 3.\nA later version wrote it",
+        ),
         # A result of schema 1 has none of what came later; that is not what is wrong with it.
         (lambda d: [d.update(schema=1), d.pop("per_class")], "score the bundle again with `ddch"),
     ],

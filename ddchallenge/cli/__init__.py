@@ -21,10 +21,12 @@ from ddchallenge.cli import (
     data,
     doctor,
     package,
+    reproduce,
     run,
     sample,
     score,
     tensors,
+    verify,
 )
 from ddchallenge.cli.output import echo, print_json, printed_json
 from ddchallenge.errors import DDChallengeError
@@ -52,6 +54,8 @@ for _command in (
     run.run,
     sample.sample,
     score.score,
+    verify.verify,
+    reproduce.reproduce,
     tensors.import_command,
     tensors.export_command,
     calibrate.calibrate,

@@ -14,6 +14,7 @@ from ddchallenge.errors import RequestError
 
 __all__ = [
     "PATH",
+    "TIME",
     "SamplingOptions",
     "ScoringOptions",
     "required",
@@ -23,6 +24,7 @@ __all__ = [
     "with_device",
     "with_image_size",
     "with_json",
+    "with_launcher",
     "with_out",
     "with_record",
     "with_sampling",
@@ -33,7 +35,7 @@ _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 PATH = click.Path(path_type=Path)
 
 
-class _Budget(click.ParamType):  # type: ignore[type-arg]  # not subscriptable before 8.5
+class _Time(click.ParamType):  # type: ignore[type-arg]  # not subscriptable before 8.5
     name = "time"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
@@ -42,6 +44,9 @@ class _Budget(click.ParamType):  # type: ignore[type-arg]  # not subscriptable b
         if not 0 < seconds <= 86_400:
             self.fail(f"{value!r} is no time such as 90s, 10m or 1h (at most 24h)", param, ctx)
         return seconds
+
+
+TIME = _Time()
 
 
 class _Seeds(click.ParamType):  # type: ignore[type-arg]
@@ -106,13 +111,13 @@ with_bundle_dataset = _together(
     with_image_size,
 )
 
+with_launcher = _together(*launch_options)
+
 with_sampling = _together(
     click.option(
         "--submission", metavar="S", help="A name or a folder; see `ddchallenge submissions`."
     ),
-    click.option(
-        "--budget", type=_Budget(), help="Wall clock, such as 90s or 10m.  [default: 600s]"
-    ),
+    click.option("--budget", type=TIME, help="Wall clock, such as 90s or 10m.  [default: 600s]"),
     click.option(
         "--equivalent",
         metavar="DEVICE",
@@ -133,7 +138,7 @@ with_sampling = _together(
         show_default=True,
         help="Seed of the run.",
     ),
-    *launch_options,
+    with_launcher,
 )
 
 with_scoring = _together(

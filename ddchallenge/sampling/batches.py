@@ -36,7 +36,8 @@ class BatchLog:
         if self._lines:
             last = self._lines[-1]
             same = int(received_seconds / self._slot) == int(last.received_seconds / self._slot)
-            if same and last.count == count:
+            follows = last.index + last.batches == index
+            if same and follows and last.count == count:
                 record = replace(last, batches=last.batches + 1, received_seconds=received_seconds)
                 self._lines.pop()
         self._lines.append(record)

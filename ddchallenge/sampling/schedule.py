@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["batch_seed", "fitted_batch", "round_robin"]
+__all__ = ["BatchRequest", "batch_seed", "class_major", "fitted_batch", "round_robin"]
 
 # A batch meant to end at the deadline would be late every other time.
 SAFETY: Final = 0.9
 SEED_STEP: Final = 0x9E3779B1  # 2^32 over the golden ratio: neighbours lie far apart
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRequest:
+    """What a generator is asked for: batch ``index``, the sampled images from ``first`` on."""
+
+    index: int
+    first: int
+    count: int
+    seed: int
 
 
 def round_robin(first: int, count: int, num_classes: int) -> NDArray[np.int64]:
@@ -23,6 +34,19 @@ def round_robin(first: int, count: int, num_classes: int) -> NDArray[np.int64]:
     import numpy as np
 
     return np.arange(first, first + count, dtype=np.int64) % num_classes
+
+
+def class_major(
+    numbers: NDArray[np.int64], copies: NDArray[np.int64], num_classes: int
+) -> NDArray[np.int64]:
+    """The order a bundle has its images in: by label, then by sampled image, then by copy.
+
+    ``numbers`` are those of the sampled images, ``copies`` 0 for the image itself and from 1 on
+    for its augmented copies (Su et al.'s order); both int64 N. Returns positions in them, int64 N.
+    """
+    import numpy as np
+
+    return np.lexsort((copies, numbers, numbers % num_classes)).astype(np.int64, copy=False)
 
 
 def batch_seed(run_seed: int, index: int) -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from ddchallenge.errors import OutputError, StorageError
 from ddchallenge.records import LabeledImages
+from ddchallenge.sampling.schedule import class_major
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,11 +156,10 @@ class Spool:
         return len(self._entries)
 
     def assemble(self, num_classes: int, copies_end: int | None = None) -> LabeledImages:
-        """Everything in the spool, class-major: by label, then by sampled image, then by copy.
+        """Everything in the spool, in :func:`ddchallenge.sampling.schedule.class_major` order.
 
-        Copies of the sampled images from ``copies_end`` on are left out. Within a class a sampled
-        image is followed by its copies (Su et al.'s order). Images are uint8 N×3×size×size in
-        memory once; labels int64 N.
+        Copies of the sampled images from ``copies_end`` on are left out. Images are uint8
+        N×3×size×size in memory once; labels int64 N.
         """
         import numpy as np
 
@@ -178,8 +178,7 @@ class Spool:
             copy_of.append(copy if entry.copies else np.zeros(entry.count, dtype=np.int64))
         number = np.concatenate(numbers) if numbers else np.empty(0, np.int64)
         copy_number = np.concatenate(copy_of) if copy_of else np.empty(0, np.int64)
-        labels = number % num_classes
-        order = np.lexsort((copy_number, number, labels))
+        order = class_major(number, copy_number, num_classes)
         place = np.empty(len(order), dtype=np.int64)
         place[order] = np.arange(len(order))
 
@@ -197,7 +196,7 @@ class Spool:
                 block = np.frombuffer(raw, np.uint8).reshape(some, 3, self._size, self._size)
                 images[place[done + start : done + start + some]] = block
             done += total
-        return LabeledImages(images, labels[order])
+        return LabeledImages(images, number[order] % num_classes)
 
     def close(self) -> None:
         """Close the file and leave it where it is."""

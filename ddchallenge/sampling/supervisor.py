@@ -42,7 +42,7 @@ from ddchallenge.sampling.copies import CopyMaker
 from ddchallenge.sampling.launchers import ENDING_SECONDS, Launcher, Places, Worker
 from ddchallenge.sampling.launchers.process import ProcessLauncher
 from ddchallenge.sampling.output_log import OutputLog
-from ddchallenge.sampling.schedule import batch_seed, fitted_batch
+from ddchallenge.sampling.schedule import BatchRequest, batch_seed, fitted_batch
 from ddchallenge.sampling.spool import Spool
 from ddchallenge.sampling.wire import (
     MAX_TEXT_BYTES,
@@ -79,8 +79,10 @@ class SamplingOrder:
 
     ``max_images`` bounds the bundle, copies included; None leaves that to the submission.
     ``training_data`` is the folder of decoded training images or None. ``augmentation`` is the
-    name of a plan. ``launcher`` is the box it runs in. ``calibration`` and ``equivalent`` are only
-    carried, to the manifest.
+    name of a plan. ``launcher`` is the box it runs in. ``batches`` are those to ask for, in that
+    order, where a recorded run is to be generated again; None lets the harness drive. ``hidden``
+    are folders the submission must not read, beside those that are always hidden. ``calibration``
+    and ``equivalent`` are only carried, to the manifest.
     """
 
     submission: Submission
@@ -95,6 +97,8 @@ class SamplingOrder:
     launcher: Launcher = field(default_factory=ProcessLauncher)
     calibration: Calibration | None = None
     equivalent: EquivalentBudget | None = None
+    batches: tuple[BatchRequest, ...] | None = None
+    hidden: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +116,6 @@ class Sampled:
         self.spool.delete()
         (folder / RUN_FILE).unlink(missing_ok=True)
         shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)  # there if it was recovered
-
-
-@dataclass(slots=True)
-class _Request:
-    index: int
-    first: int
-    count: int
-    seed: int
 
 
 def sample(
@@ -164,10 +160,10 @@ class _Race:
         self.outbox = bytearray()  # of the request pipe
         self.most_unread = MAX_UNREAD_BYTES
         self.reader: FrameReader | None = None
-        self.requests: deque[_Request] = deque()
+        self.requests: deque[BatchRequest] = deque()
         self.batches = BatchLog(order.budget_seconds)
         self.arrivals: deque[tuple[float, int]] = deque(maxlen=RATE_BATCHES)
-        self.next_index = 0
+        self.batches_asked = 0
         self.next_first = 0
         self.images_sampled = 0
         self.images_late = 0
@@ -177,6 +173,8 @@ class _Race:
 
     def _images_to_sample(self) -> int | None:
         """How many to ask for: with their copies they are what the user or the entrant wants."""
+        if self.order.batches is not None:
+            return sum(batch.count for batch in self.order.batches)
         per_image = 1 + self.plan.copies
         if self.order.max_images is not None:
             return max(1, self.order.max_images // per_image)
@@ -241,12 +239,12 @@ class _Race:
 
     def _race(self, working_dir: Path, log: OutputLog, spool: Spool) -> None:
         submission, launcher = self.order.submission, self.order.launcher
-        hidden = self.order.dataset.folder
+        test_images = self.order.dataset.folder
         places = Places(
             submission=submission.folder,
             working_dir=working_dir,
             training_data=self.order.training_data,
-            hidden=(hidden,) if hidden else (),
+            hidden=(*self.order.hidden, *([test_images] if test_images else [])),
         )
         seen = launcher.inside(places)
         task = GenerationTask(
@@ -396,24 +394,32 @@ class _Race:
 
     def _ask(self) -> None:
         while self.state == "sampling" and self.ended is None and len(self.requests) < IN_FLIGHT:
-            queued = sum(request.count for request in self.requests)
-            count = fitted_batch(
-                self.batch_size,
-                seconds_left=self.deadline - self.now,
-                queued=queued,
-                images_per_second=self._rate(),
-            )
-            if self.images_wanted is not None:
-                count = min(count, self.images_wanted - self.next_first)
-            if count <= 0:
+            request = self._next_request()
+            if request is None:
                 return
-            seed = batch_seed(self.order.run_seed, self.next_index)
-            request = _Request(self.next_index, self.next_first, count, seed)
             self._tick()
             self.requests.append(request)
-            self._send(*pack_request(request.index, request.first, count, seed))
-            self.next_index += 1
-            self.next_first += count
+            self._send(*pack_request(request.index, request.first, request.count, request.seed))
+            self.batches_asked += 1
+            self.next_first += request.count
+
+    def _next_request(self) -> BatchRequest | None:
+        """The recorded batch that is due, or a new one that fits into the time; None for none."""
+        asked, recorded = self.batches_asked, self.order.batches
+        if recorded is not None:
+            return recorded[asked] if asked < len(recorded) else None
+        count = fitted_batch(
+            self.batch_size,
+            seconds_left=self.deadline - self.now,
+            queued=sum(request.count for request in self.requests),
+            images_per_second=self._rate(),
+        )
+        if self.images_wanted is not None:
+            count = min(count, self.images_wanted - self.next_first)
+        if count <= 0:
+            return None
+        seed = batch_seed(self.order.run_seed, asked)
+        return BatchRequest(asked, self.next_first, count, seed)
 
     # --------------------------------------------------------------------------------------- frames
 

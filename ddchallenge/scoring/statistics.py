@@ -25,6 +25,7 @@ __all__ = [
     "per_class_accuracies",
     "t_interval",
     "total_confusion",
+    "welch_interval",
 ]
 
 
@@ -43,6 +44,30 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | 
     quantile = float(stdtrit(len(values) - 1, (1 + confidence) / 2))
     half = quantile * statistics.stdev(values) / math.sqrt(len(values))
     return mean - half, mean + half
+
+
+def welch_interval(
+    values: Sequence[float], others: Sequence[float], confidence: float = 0.95
+) -> Interval | None:
+    """Welch's interval for the mean of ``values`` less that of ``others``, two samples apart.
+
+    None where either has fewer than two. It supposes that both scatter normally, not that they do
+    so equally; where neither scatters at all it is a point.
+    """
+    if min(len(values), len(others)) < 2:
+        return None
+    from scipy.special import stdtrit  # as above
+
+    difference = statistics.mean(values) - statistics.mean(others)
+    errors = [statistics.variance(sample) / len(sample) for sample in (values, others)]
+    if not sum(errors):
+        return difference, difference
+    # Welch and Satterthwaite's degrees of freedom.
+    freedom = sum(errors) ** 2 / sum(
+        error**2 / (len(sample) - 1) for error, sample in zip(errors, (values, others), strict=True)
+    )
+    half = float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(sum(errors))
+    return difference - half, difference + half
 
 
 def accuracy_of(runs: Sequence[SeedRun]) -> Accuracy:
