@@ -9,9 +9,11 @@ import signal
 import tempfile
 from pathlib import Path
 from textwrap import dedent
+from typing import NamedTuple
 
 import pytest
 
+from ddchallenge import cli
 from ddchallenge.generator import Submission, read_submission
 from ddchallenge.scoring import equivalence
 
@@ -41,6 +43,30 @@ def terminal_signals():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+class Ended(NamedTuple):
+    """How a command ended: status, and what it wrote to both streams."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def ddchallenge(monkeypatch, capfd):
+    """Runs a command line in this process."""
+
+    def run(*arguments: str | Path) -> Ended:
+        monkeypatch.setattr("sys.argv", ["ddchallenge", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return Ended(status, *capfd.readouterr())
+
+    return run
 
 
 class SubmissionMaker:

@@ -1,4 +1,4 @@
-"""Small datasets of three classes, written in every form the real ones have."""
+"""Small datasets of three classes, and the files of the real ones in every form they have."""
 
 from __future__ import annotations
 
@@ -27,6 +27,17 @@ CIFAR = replace(
     image_size=SIDE,
     training_images_per_class=4,
     test_images=6,
+)
+# No data set that exists, for what takes any.
+SHAPES = DatasetSpec(
+    name="shapes",
+    class_ids=("c", "s", "t"),
+    class_names=("circle", "square", "triangle"),
+    image_size=8,
+    mean=(0.5, 0.4, 0.3),
+    std=(0.2, 0.25, 0.3),
+    training_images_per_class=10,
+    test_images=9,
 )
 # These three stand in the official wnids.txt as n02124075, n01443537, n01629819.
 TINY = replace(

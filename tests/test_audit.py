@@ -5,21 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_data import SHAPES as SPEC
 
 from ddchallenge.audit import audit
 from ddchallenge.datasets.normalise import normalise
-from ddchallenge.records import DatasetSpec, LabeledImages
-
-SPEC = DatasetSpec(
-    name="shapes",
-    class_ids=tuple("cst"),
-    class_names=("circle", "square", "triangle"),
-    image_size=8,
-    mean=(0.5, 0.4, 0.3),
-    std=(0.2, 0.25, 0.3),
-    training_images_per_class=10,
-    test_images=9,
-)
+from ddchallenge.records import LabeledImages
 
 
 def noise(count, seed=0):

@@ -11,13 +11,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import safetensors.numpy
+from fake_data import SHAPES as SPEC
 
 from ddchallenge.bundle import read_bundle, tensor_digest, write_bundle
 from ddchallenge.datasets.normalise import normalise
 from ddchallenge.errors import BundleError, OutputError, RequestError, StorageError
 from ddchallenge.records import (
     BatchRecord,
-    DatasetSpec,
     Environment,
     LabeledImages,
     Manifest,
@@ -26,16 +26,6 @@ from ddchallenge.records import (
     SubmissionIdentity,
 )
 
-SPEC = DatasetSpec(
-    name="shapes",
-    class_ids=("c", "s", "t"),
-    class_names=("circle", "square", "triangle"),
-    image_size=8,
-    mean=(0.5, 0.4, 0.3),
-    std=(0.2, 0.25, 0.3),
-    training_images_per_class=10,
-    test_images=9,
-)
 LOG = SamplingLog(
     rules_id="eccv2024-generative-1",
     budget_seconds=1.0,

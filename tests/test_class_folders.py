@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from ddchallenge import cli, datasets
+from ddchallenge import datasets
 from ddchallenge.bundle import read_bundle
 from ddchallenge.datasets import images as image_files
 from ddchallenge.datasets.class_folders import is_class_folders_name
@@ -524,22 +524,6 @@ def test_a_submission_says_that_it_takes_class_folders(tmp_path, make_submission
     require_dataset(find_submission("gaussian"), spec)
     with pytest.raises(RequestError, match="is made for digits, not for class folders"):
         require_dataset(make_submission("class G: ..."), spec)
-
-
-@pytest.fixture
-def ddchallenge(monkeypatch, capfd):
-    """Runs a command line in this process; returns status, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["ddchallenge", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        return status, *capfd.readouterr()
-
-    return run
 
 
 def test_from_class_folders_to_a_result(ddchallenge, tmp_path):

@@ -19,7 +19,6 @@ import torch
 from safetensors.numpy import load_file
 from scipy import stats
 
-from ddchallenge import cli
 from ddchallenge.bundle import read_bundle
 from ddchallenge.datasets import get_dataset, load_split
 from ddchallenge.leaderboard import read_result
@@ -28,30 +27,6 @@ from ddchallenge.scoring import fast
 
 QUICK = ["--epochs", "1", "--seeds", "0,1", "--budget", "60s"]
 RUN = ["run", "--track", "generative", "--dataset", "digits"]
-
-
-class Ended:
-    """How a command ended: status, and what it wrote to both streams."""
-
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-
-@pytest.fixture
-def ddchallenge(monkeypatch, capfd):
-    """Runs a command line in this process."""
-
-    def run(*arguments: str | Path) -> Ended:
-        monkeypatch.setattr("sys.argv", ["ddchallenge", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        captured = capfd.readouterr()
-        return Ended(status, captured.out, captured.err)
-
-    return run
 
 
 def test_the_main_line_from_a_generator_to_a_row(ddchallenge, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from ddchallenge.rules import PROTOCOLS
 from ddchallenge.scoring import estimate as module
 from ddchallenge.scoring.estimate import estimate, peak_memory
 from ddchallenge.scoring.recipes import recipe_of
+from ddchallenge.scoring.runs import Experiment
 
 PROTOCOL = PROTOCOLS["eccv2024"]
 SPEC = get_dataset("digits")
@@ -37,14 +38,16 @@ def test_time_is_steps_times_the_measured_step(monkeypatch):
 
     monkeypatch.setattr(module.Training, "step", step)
     found = estimate(
-        random_images(300),
-        random_images(1000),
-        SPEC,
-        PROTOCOL,
-        recipe_of(PROTOCOL, 40, SPEC),
-        seeds=[0, 1, 2],
-        numerics="exact",
-        device=CPU,
+        Experiment(
+            train=random_images(300),
+            test=random_images(1000),
+            spec=SPEC,
+            protocol=PROTOCOL,
+            recipe=recipe_of(PROTOCOL, 40, SPEC),
+            seeds=[0, 1, 2],
+            numerics="exact",
+            device=CPU,
+        )
     )
 
     assert (found.steps, found.first_step_seconds) == (82, 1)

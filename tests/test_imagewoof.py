@@ -15,7 +15,6 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 from trainer import finish, train_network, training_of
 
-from ddchallenge import cli
 from ddchallenge.datasets.normalise import normalise
 from ddchallenge.errors import RequestError, UnknownNameError
 from ddchallenge.records import DatasetSpec, LabeledImages
@@ -279,20 +278,10 @@ def test_what_cannot_be_scored_is_said(tiny):
 
 
 @pytest.fixture
-def ddchallenge(monkeypatch, capfd, tmp_path):
-    """Runs a command line in this process; returns status, stdout and stderr."""
+def ddchallenge(ddchallenge, monkeypatch, tmp_path):
+    """The same, with a cache of its own."""
     monkeypatch.setenv("DDCHALLENGE_CACHE", str(tmp_path / "cache"))
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["ddchallenge", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        return status, *capfd.readouterr()
-
-    return run
+    return ddchallenge
 
 
 @pytest.fixture

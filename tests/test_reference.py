@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_data import SHAPES as SPEC
 
 from ddchallenge.bundle import tensor_digest, write_bundle
 from ddchallenge.datasets import get_dataset, load_split
@@ -15,7 +16,6 @@ from ddchallenge.official import ImportedImages
 from ddchallenge.pipeline import score_bundle
 from ddchallenge.provenance import imported_manifest
 from ddchallenge.records import (
-    DatasetSpec,
     DatasetSplit,
     LabeledImages,
     ScoringStatus,
@@ -28,17 +28,6 @@ from ddchallenge.scoring import score
 from ddchallenge.scoring.networks import NETWORKS, convnet
 from ddchallenge.scoring.progress import part_of
 from ddchallenge.scoring.reference import check_enough, real_images, score_reference
-
-SPEC = DatasetSpec(
-    name="shapes",
-    class_ids=tuple("cst"),
-    class_names=("circle", "square", "triangle"),
-    image_size=8,
-    mean=(0.5, 0.4, 0.3),
-    std=(0.2, 0.25, 0.3),
-    training_images_per_class=10,
-    test_images=9,
-)
 
 
 def training(counts=(10, 10, 10), official=10):

@@ -137,17 +137,19 @@ def _expected(bundle: Bundle, test: DatasetSplit, judge: Judge, numerics: Numeri
 
     from ddchallenge.scoring.estimate import estimate
     from ddchallenge.scoring.recipes import recipe_of
+    from ddchallenge.scoring.runs import Experiment
 
-    expected = estimate(
-        bundle.data,
-        test.data,
-        test.spec,
-        judge.protocol,
-        recipe_of(judge.protocol, judge.epochs, test.spec),
+    experiment = Experiment(
+        train=bundle.data,
+        test=test.data,
+        spec=test.spec,
+        protocol=judge.protocol,
+        recipe=recipe_of(judge.protocol, judge.epochs, test.spec),
         seeds=judge.seeds,
         numerics=numerics,
         device=torch.device(judge.device),
     )
+    expected = estimate(experiment)
     return replace(expected, seconds=expected.seconds * (2 if judge.reference else 1))
 
 

@@ -13,6 +13,7 @@ from ddchallenge.errors import RequestError
 
 __all__ = [
     "PATH",
+    "SamplingOptions",
     "ScoringOptions",
     "required",
     "with_bundle_dataset",
@@ -154,6 +155,16 @@ with_scoring = _together(
         "--no-resume", is_flag=True, help="Begin anew, whatever a broken-off run had trained."
     ),
 )
+
+
+class SamplingOptions(TypedDict):
+    """What a command below :data:`with_sampling` is given; None where nothing was said."""
+
+    submission: str | None
+    budget: float | None
+    max_images: int | None
+    augment: str | None
+    seed: int
 
 
 class ScoringOptions(TypedDict):

@@ -11,6 +11,7 @@ from ddchallenge.cli.judge import Judge
 from ddchallenge.cli.output import new_console, say
 from ddchallenge.cli.parameters import (
     PATH,
+    SamplingOptions,
     ScoringOptions,
     required,
     with_data_dir,
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 
+class _Options(SamplingOptions, ScoringOptions):
+    pass
+
+
 @click.command()
 @click.option(
     "--track",
@@ -64,11 +69,6 @@ def run(
     track: str,
     dataset: str,
     image_size: int | None,
-    submission: str | None,
-    budget: float | None,
-    max_images: int | None,
-    augment: str | None,
-    seed: int,
     images: Path | None,
     labels: Path | None,
     device: str,
@@ -76,7 +76,7 @@ def run(
     out: Path | None,
     record: bool,
     as_json: bool,
-    **scoring: Unpack[ScoringOptions],
+    **options: Unpack[_Options],
 ) -> None:
     """Go all the way: from a generator, or a tensor file, to a scored result."""
     from ddchallenge.leaderboard import check_recordable, record_path
@@ -84,12 +84,12 @@ def run(
 
     console = new_console()
     rules, spec = get_rules(track), open_dataset(console, dataset, image_size)
-    judge = Judge.of(device, scoring)
+    judge = Judge.of(device, options)
     judge.check_size(spec)
     order = recorded = None
     if rules.track == "generative":
         _refuse(track, {"--images": images, "--labels": labels})
-        order = order_of(rules, spec, submission, budget, max_images, augment, seed, judge.device)
+        order = order_of(rules, spec, judge.device, options)
         origin = order.submission.name
         if record:
             recorded = record_path(order.submission, spec.name, judge.protocol.id)
@@ -100,10 +100,10 @@ def run(
         _refuse(
             track,
             {
-                "--submission": submission,
-                "--budget": budget,
-                "--augment": augment,
-                "--max-images": max_images,
+                "--submission": options["submission"],
+                "--budget": options["budget"],
+                "--augment": options["augment"],
+                "--max-images": options["max_images"],
                 "--record": record or None,
             },
         )

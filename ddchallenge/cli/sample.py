@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
 from ddchallenge.cli.output import new_console, print_json, say
 from ddchallenge.cli.parameters import (
+    SamplingOptions,
     with_data_dir,
     with_dataset,
     with_device,
@@ -40,15 +41,11 @@ __all__ = ["end_as_the_generator_did", "order_of", "run_generator", "sample"]
 def sample(
     dataset: str,
     image_size: int | None,
-    submission: str | None,
-    budget: float | None,
-    max_images: int | None,
-    augment: str | None,
-    seed: int,
     device: str,
     data_dir: Path | None,
     out: Path | None,
     as_json: bool,
+    **sampling: Unpack[SamplingOptions],
 ) -> None:
     """Run a generator under its budget, to a bundle: half of `run`."""
     from ddchallenge.jsonio import to_json
@@ -57,16 +54,7 @@ def sample(
 
     console = new_console()
     spec = open_dataset(console, dataset, image_size)
-    order = order_of(
-        get_rules("generative"),
-        spec,
-        submission,
-        budget,
-        max_images,
-        augment,
-        seed,
-        resolve_device(device),
-    )
+    order = order_of(get_rules("generative"), spec, resolve_device(device), sampling)
     out = free_folder(out, spec, order.submission.name)
     bundle = run_generator(console, order, data_dir, out)
     show_audit(console, bundle, spec)
@@ -78,21 +66,18 @@ def sample(
 def order_of(
     rules: Rules,
     spec: DatasetSpec,
-    submission: str | None,
-    budget: float | None,
-    max_images: int | None,
-    augment: str | None,
-    seed: int,
     device: str,
+    options: SamplingOptions,
 ) -> SamplingOrder:
     """What the options ask a generator for; raises :class:`RequestError` for what cannot be."""
     from ddchallenge.augment import get_plan
     from ddchallenge.generator import DEFAULT_SUBMISSION, find_submission, require_dataset
     from ddchallenge.sampling.supervisor import SamplingOrder
 
-    chosen = find_submission(submission or DEFAULT_SUBMISSION)
+    chosen = find_submission(options["submission"] or DEFAULT_SUBMISSION)
     require_dataset(chosen, spec)
-    plan = get_plan(augment or chosen.augmentation)
+    plan = get_plan(options["augment"] or chosen.augmentation)
+    max_images = options["max_images"]
     limit = "--max-images", max_images
     if max_images is None:
         limit = "images_per_class =", chosen.images_per_class
@@ -105,9 +90,9 @@ def order_of(
         submission=chosen,
         dataset=spec,
         rules=rules,
-        budget_seconds=budget or rules.budget_seconds or 0.0,
+        budget_seconds=options["budget"] or rules.budget_seconds or 0.0,
         device=device,
-        run_seed=seed,
+        run_seed=options["seed"],
         max_images=max_images,
         augmentation=plan.name,
         training_data=None,

@@ -91,22 +91,20 @@ def score(
     import torch
 
     from ddchallenge.scoring.recipes import recipe_of
-    from ddchallenge.scoring.runs import train_and_test
+    from ddchallenge.scoring.runs import Experiment, train_and_test
 
     try:
-        return train_and_test(
-            train,
-            test,
-            spec,
-            protocol,
-            recipe_of(protocol, epochs, spec),
+        experiment = Experiment(
+            train=train,
+            test=test,
+            spec=spec,
+            protocol=protocol,
+            recipe=recipe_of(protocol, epochs, spec),
             seeds=seeds,
             numerics=numerics,
             device=torch.device(chosen),
-            checkpoints=checkpoints,
-            on_progress=on_progress,
-            say=say,
         )
+        return train_and_test(experiment, checkpoints=checkpoints, on_progress=on_progress, say=say)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error, torch.OutOfMemoryError):
             raise

@@ -12,10 +12,9 @@ from typing import Final
 
 import torch
 
-from ddchallenge.records import DatasetSpec, LabeledImages, Numerics, ScoringProtocol
+from ddchallenge.records import LabeledImages, Numerics
 from ddchallenge.scoring.data import DeviceImages
-from ddchallenge.scoring.recipes import Recipe
-from ddchallenge.scoring.runs import STEPPERS, side_by_side, training_context
+from ddchallenge.scoring.runs import STEPPERS, Experiment, side_by_side, training_context
 from ddchallenge.scoring.testing import confusion_matrix
 from ddchallenge.scoring.training import Training
 
@@ -46,22 +45,14 @@ class Estimate:
     notes: tuple[str, ...]
 
 
-def estimate(
-    train: LabeledImages,
-    test: LabeledImages,
-    spec: DatasetSpec,
-    protocol: ScoringProtocol,
-    recipe: Recipe,
-    *,
-    seeds: Sequence[int],
-    numerics: Numerics,
-    device: torch.device,
-) -> Estimate:
+def estimate(experiment: Experiment) -> Estimate:
     """Train a few steps and test one batch; nothing is kept of it."""
+    seeds, numerics, device = experiment.seeds, experiment.numerics, experiment.device
+    protocol, recipe, test = experiment.protocol, experiment.recipe, experiment.test
     _forget_peak(device)
     together = len(seeds) if side_by_side(numerics, device) else 1
     with training_context(device, numerics):
-        images = DeviceImages(train, spec, device)
+        images = DeviceImages(experiment.train, experiment.spec, device)
         trainings = [
             Training(images, protocol, recipe, STEPPERS[numerics], seed=seed)
             for seed in seeds[:together]
@@ -72,7 +63,7 @@ def estimate(
             rounds.append(_round(trainings))
         rows = trainings[0].stepper.rows
         part = _first(test, recipe.batch_size)
-        some = DeviceImages(part, spec, device)
+        some = DeviceImages(part, experiment.spec, device)
         confusion_matrix(trainings[0].network, some, rows)
         began = time.monotonic()
         confusion_matrix(trainings[0].network, some, rows)
@@ -81,7 +72,7 @@ def estimate(
     # By the image: batches differ in size, the last of a pass may have a single one.
     each = sum(seconds for seconds, _ in rounds) / sum(images for _, images in rounds)
     steps = trainings[0].steps
-    step = each * len(train) / trainings[0].batches
+    step = each * len(experiment.train) / trainings[0].batches
     return Estimate(
         numerics=numerics,
         seconds=len(seeds) * (step * steps + test_seconds) + first,

@@ -24,7 +24,10 @@ _NO_CHANGE: Final = (0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0,
 
 
 def map_of(drawn: Draw, n: int, size: int) -> Tensor:
-    """The map of every image of a batch: float32 n×13 on the CPU."""
+    """The map of every image of a batch: float32 n×13 on the CPU.
+
+    Raises :class:`ValueError` for a family that this module does not know.
+    """
     maps = torch.tensor(_NO_CHANGE).repeat(n, 1)
     numbers = drawn.numbers.cpu()
     match dsa.FAMILIES[drawn.choice].name:
@@ -47,8 +50,8 @@ def map_of(drawn: Draw, n: int, size: int) -> Tensor:
             maps[:, 3:9] = dsa.scale_theta(numbers).view(n, 6)
         case "rotate":
             maps[:, 3:9] = dsa.rotate_theta(numbers).view(n, 6)
-        case name:
-            raise NotImplementedError(name)
+        case unknown:
+            raise ValueError(f"the family {unknown!r} is none of the six that are one map")
     return maps
 
 

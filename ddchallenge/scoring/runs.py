@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -35,7 +36,7 @@ from ddchallenge.scoring.training import MakeStepper, Training
 if TYPE_CHECKING:
     from ddchallenge.records import CountArray
 
-__all__ = ["STEPPERS", "side_by_side", "train_and_test", "training_context"]
+__all__ = ["STEPPERS", "Experiment", "side_by_side", "train_and_test", "training_context"]
 
 # A run that is killed loses half a minute of work, and the step it was in.
 CHECKPOINT_SECONDS: Final = 30.0
@@ -45,31 +46,44 @@ SHORT_TEST_SECONDS: Final = 5.0
 STEPPERS: Final[dict[Numerics, MakeStepper]] = {"exact": ExactStepper, "fast": FastStepper}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """What is trained, on which images, and how: a network a seed, all on one device."""
+
+    train: LabeledImages
+    test: LabeledImages
+    spec: DatasetSpec
+    protocol: ScoringProtocol
+    recipe: Recipe
+    seeds: Sequence[int]
+    numerics: Numerics
+    device: torch.device
+
+
 def train_and_test(
-    train: LabeledImages,
-    test: LabeledImages,
-    spec: DatasetSpec,
-    protocol: ScoringProtocol,
-    recipe: Recipe,
+    experiment: Experiment,
     *,
-    seeds: Sequence[int],
-    numerics: Numerics,
-    device: torch.device,
     checkpoints: Checkpoints | None = None,
     on_progress: Callable[[ScoringStatus], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[SeedOutcome, ...]:
-    """Train a network a seed on ``train``, test each once it is trained, on ``test``.
+    """Train the networks of an experiment, test each once it is trained.
 
     Goes on from what ``checkpoints`` has. ``say`` is told, in lines for people, what is unusual.
     The caller's random state and settings are as before afterwards. Where training diverged,
     ``final_loss`` is None and the accuracy is what it is.
     """
+    seeds, numerics, device = experiment.seeds, experiment.numerics, experiment.device
     with training_context(device, numerics):
         scoring = _Scoring(
-            DeviceImages(train, spec, device),
-            DeviceImages(test, spec, device),
-            partial(Training, protocol=protocol, recipe=recipe, make_stepper=STEPPERS[numerics]),
+            DeviceImages(experiment.train, experiment.spec, device),
+            DeviceImages(experiment.test, experiment.spec, device),
+            partial(
+                Training,
+                protocol=experiment.protocol,
+                recipe=experiment.recipe,
+                make_stepper=STEPPERS[numerics],
+            ),
             seeds,
             checkpoints,
             on_progress,
