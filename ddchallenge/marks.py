@@ -69,9 +69,12 @@ def _sampling_marks(manifest: Manifest, spec: DatasetSpec) -> tuple[str, ...]:
     hardware = OFFICIAL_HARDWARE.get(spec.name)
     if hardware and hardware not in manifest.environment.hardware:
         marks.append(f"not on an {hardware}")
-    if log.stop in ("interrupted", "disk-full"):
+    if manifest.recovered:
+        # What the supervisor would have seen until the deadline, nobody knows.
+        marks.append(f"{UNOFFICIAL}recovered after the supervisor was killed")
+    elif log.stop in ("interrupted", "disk-full"):
         marks.append(f"{UNOFFICIAL}stopped early: {log.stop}")
-    elif log.stop in ("crashed", "refused"):
+    elif log.stop in ("crashed", "refused", "limit"):
         marks.append(f"stopped early: {log.stop}")
     if log.max_images is not None:
         marks.append(f"at most {log.max_images} images")

@@ -16,7 +16,7 @@ from ddchallenge.interrupts import noticed
 from ddchallenge.jsonio import to_json
 from ddchallenge.marks import UNOFFICIAL
 from ddchallenge.official import ImportedImages, import_official
-from ddchallenge.provenance import imported_manifest, result_of, sampled_manifest
+from ddchallenge.provenance import imported_manifest, result_of, run_record, sampled_manifest
 from ddchallenge.records import (
     Bundle,
     DatasetSpec,
@@ -24,6 +24,7 @@ from ddchallenge.records import (
     LabeledImages,
     Numerics,
     Result,
+    RunRecord,
     SamplingStatus,
     ScoringProtocol,
     ScoringStatus,
@@ -32,7 +33,8 @@ from ddchallenge.records import (
 )
 from ddchallenge.report.contact_sheet import contact_sheet
 from ddchallenge.rules import get_rules
-from ddchallenge.sampling.supervisor import SamplingOrder, sample
+from ddchallenge.sampling.recover import recover
+from ddchallenge.sampling.supervisor import Sampled, SamplingOrder, sample
 from ddchallenge.scoring import score
 from ddchallenge.scoring.equivalence import measured
 from ddchallenge.scoring.places import kept_folder
@@ -44,7 +46,14 @@ if TYPE_CHECKING:
     from ddchallenge.records import CountArray
     from ddchallenge.scoring.checkpoint import Checkpoints
 
-__all__ = ["Scored", "ScoringInterrupted", "import_bundle", "sample_bundle", "score_bundle"]
+__all__ = [
+    "Scored",
+    "ScoringInterrupted",
+    "import_bundle",
+    "recover_bundle",
+    "sample_bundle",
+    "score_bundle",
+]
 
 
 class ScoringInterrupted(KeyboardInterrupt):
@@ -75,6 +84,7 @@ def sample_bundle(
     training: DatasetSplit | None,
     out: Path,
     on_status: Callable[[SamplingStatus], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
     """Run a generator under its budget and write ``out/bundle``; ``out/worker.log`` stays too.
 
@@ -82,25 +92,45 @@ def sample_bundle(
     bundle cannot be written (the images stay in ``out/spool.bin``), and :class:`RunError` after an
     interrupt, the bundle being written all the same.
     """
-    identity = order.submission.identity  # as it is before it runs
+    about = run_record(order, training)
     # Whoever interrupts the sampling wants to keep what came, so the bundle is always written.
     with noticed() as notice:
-        sampled = sample(order, out, on_status)
-        try:
-            manifest = sampled_manifest(order, identity, training, sampled)
-            sheet = contact_sheet(sampled.data, order.dataset)
-            bundle = write_bundle(out / "bundle", sampled.data, manifest, sheet)
-        except (OSError, DDChallengeError) as error:
-            kept = f"All {len(sampled.data)} images are kept in {sampled.spool.path}"
-            raise StorageError(f"{error}\n{kept}") from error
-        finally:
-            sampled.spool.close()
-        sampled.spool.delete()
+        sampled = sample(order, out, on_status, about, say)
+        bundle = _keep(about, order.dataset, sampled, out)
     if notice.requested:
         raise RunError(
             f"Interrupted; the {len(sampled.data):,} images that came are kept.\n"
             f"`ddchallenge score {out}{dataset_options(order.dataset)}` scores them."
         )
+    return bundle
+
+
+def recover_bundle(out: Path, spec: DatasetSpec) -> Bundle:
+    """Write ``out/bundle`` of what a run holds whose supervisor was killed.
+
+    Raises what :func:`ddchallenge.sampling.recover.recover` raises, and :class:`StorageError` if
+    the bundle cannot be written, the spool staying as it is.
+    """
+    about, sampled = recover(out, spec)
+    return _keep(about, spec, sampled, out, recovered=True)
+
+
+def _keep(
+    about: RunRecord, spec: DatasetSpec, sampled: Sampled, out: Path, *, recovered: bool = False
+) -> Bundle:
+    """Write the bundle, and discard the spool once that is done."""
+    try:
+        manifest = sampled_manifest(about, spec, sampled, recovered=recovered)
+        sheet = contact_sheet(sampled.data, spec)
+        bundle = write_bundle(out / "bundle", sampled.data, manifest, sheet)
+    except (OSError, DDChallengeError) as error:
+        raise StorageError(
+            f"{error}\nAll {len(sampled.data)} images are kept in {sampled.spool.path}; "
+            f"`ddchallenge sample --recover {out}` tries again."
+        ) from error
+    finally:
+        sampled.spool.close()
+    sampled.discard()
     return bundle
 
 

@@ -13,6 +13,7 @@ from ddchallenge.official import ImportedImages
 from ddchallenge.records import (
     MANIFEST_SCHEMA,
     RESULT_SCHEMA,
+    RUN_SCHEMA,
     Bundle,
     BundleSummary,
     DatasetSpec,
@@ -23,6 +24,7 @@ from ddchallenge.records import (
     Provenance,
     Reference,
     Result,
+    RunRecord,
     SamplingSummary,
     ScoringProtocol,
     SeedOutcome,
@@ -32,37 +34,59 @@ from ddchallenge.records import (
 from ddchallenge.sampling.supervisor import Sampled, SamplingOrder
 from ddchallenge.scoring.statistics import accuracy_of, per_class_accuracies, total_confusion
 
-__all__ = ["imported_manifest", "result_of", "sampled_manifest"]
+__all__ = ["imported_manifest", "result_of", "run_record", "sampled_manifest"]
+
+
+def run_record(order: SamplingOrder, training: DatasetSplit | None) -> RunRecord:
+    """What is known of a run before it starts; ``training`` are the images it is given.
+
+    The submission's identity is taken here, before anything of it can run.
+    """
+    return RunRecord(
+        schema=RUN_SCHEMA,
+        track=order.rules.track,
+        dataset=order.dataset.name,
+        image_size=order.dataset.image_size,
+        num_classes=order.dataset.num_classes,
+        submission=order.submission.identity,
+        ranked=order.submission.ranked,
+        contains_real_images=order.submission.contains_real_images,
+        training_images_per_class=training.images_per_class if training else None,
+        training_digest=training.digest if training else None,
+        rules_id=order.rules.id,
+        budget_seconds=order.budget_seconds,
+        run_seed=order.run_seed,
+        device=order.device,
+        max_images=order.max_images,
+        augmentation=order.augmentation,
+        launch=None,
+        environment=describe_environment(order.device),
+    )
 
 
 def sampled_manifest(
-    order: SamplingOrder,
-    identity: SubmissionIdentity,
-    training: DatasetSplit | None,
-    sampled: Sampled,
+    about: RunRecord, spec: DatasetSpec, sampled: Sampled, *, recovered: bool = False
 ) -> Manifest:
-    """The manifest of what a run under the clock brought.
-
-    ``identity`` is the submission's as it was before it ran; ``training`` the images it was given.
-    """
-    spec = order.dataset
+    """The manifest of what a run under the clock brought."""
     return Manifest(
         schema=MANIFEST_SCHEMA,
-        track=order.rules.track,
+        track=about.track,
         dataset=spec.name,
         digest=tensor_digest(spec, sampled.data),
         dtype="uint8",
         images=len(sampled.data),
         images_per_class=sampled.data.images_per_class(spec.num_classes),
         normalisation="pixels",
-        submission=identity,
-        ranked=order.submission.ranked,
-        contains_real_images=order.submission.contains_real_images,
-        training_images_per_class=training.images_per_class if training else None,
-        training_digest=training.digest if training else None,
+        submission=about.submission,
+        ranked=about.ranked,
+        contains_real_images=about.contains_real_images,
+        training_images_per_class=about.training_images_per_class,
+        training_digest=about.training_digest,
         origin=None,
         sampling=sampled.log,
-        environment=describe_environment(order.device),
+        launch=sampled.launch,
+        recovered=recovered,
+        environment=about.environment,
     )
 
 
@@ -89,6 +113,8 @@ def imported_manifest(
         training_digest=None,
         origin=printable(file.name),
         sampling=None,
+        launch=None,
+        recovered=False,
         environment=describe_environment("cpu"),
     )
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MANIFEST_SCHEMA",
     "RESULT_SCHEMA",
+    "RUN_SCHEMA",
     "Accuracy",
     "BatchRecord",
     "Bundle",
@@ -46,6 +47,7 @@ __all__ = [
     "Reference",
     "Result",
     "Rules",
+    "RunRecord",
     "SamplingLog",
     "SamplingStatus",
     "SamplingSummary",
@@ -67,9 +69,10 @@ Numerics = Literal["exact", "fast"]
 # The lower and the upper end of a confidence interval.
 Interval: TypeAlias = tuple[float, float]
 
-# Of the JSON forms of Manifest and Result; a change of either is a new number.
+# Of the JSON forms of Manifest, Result and RunRecord; a change of one is a new number.
 MANIFEST_SCHEMA: Final = 2
 RESULT_SCHEMA: Final = 2
+RUN_SCHEMA: Final = 1
 
 StopReason = Literal[
     "images",  # every image that was asked for has arrived
@@ -411,6 +414,35 @@ class LaunchRecord:
     environment: tuple[str, ...]
     landlock: int | None
     sandbox: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What is known of a run before it starts (``run.json``, beside the spool).
+
+    With the spool it is enough for a bundle, should the supervisor not live to make one. ``launch``
+    is None until the launcher is ready. The other fields are those of :class:`Manifest`,
+    :class:`SamplingLog` and :class:`DatasetSpec`.
+    """
+
+    schema: int
+    track: Track
+    dataset: str
+    image_size: int
+    num_classes: int
+    submission: SubmissionIdentity
+    ranked: bool
+    contains_real_images: bool
+    training_images_per_class: int | None
+    training_digest: str | None
+    rules_id: str
+    budget_seconds: float
+    run_seed: int
+    device: str
+    max_images: int | None
+    augmentation: str
+    launch: LaunchRecord | None
+    environment: Environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,7 @@ def images(count=7, dtype="uint8", seed=0):
 
 def manifest(data, **changes):
     made = Manifest(
-        schema=1,
+        schema=2,
         track="generative",
         dataset="shapes",
         digest=tensor_digest(SPEC, data),
@@ -75,6 +75,8 @@ def manifest(data, **changes):
         training_digest=None,
         origin=None,
         sampling=log_of(len(data)),
+        launch=None,
+        recovered=False,
         environment=Environment(
             version="0", commit=None, dirty=None, python="3", torch="2", platform="p",
             device="cpu", hardware="h",
@@ -209,7 +211,7 @@ def test_a_manifest_that_disagrees_is_not_written(tmp_path):
         ({"images_per_class": [2, 2]}, "says 2 to 2 images a class, the labels say 2 to 3"),
         ({"normalisation": "official"}, "uint8 images with normalisation 'official'"),
         ({"digest": "0" * 64}, "digest '0000000000000000'... is not that of the tensors"),
-        ({"schema": 2}, "manifest is of schema 2, this version reads 1"),
+        ({"schema": 1}, "manifest is of schema 1, this version reads 2"),
         ({"schema": True}, "schema: expected a whole number, found true"),
         ({"ranked": ...}, "manifest.json: ranked is missing"),
         ({"sampling": {"stop": "tired"}}, r"sampling\.rules_id, sampling\.budget_seconds, .* are"),

@@ -254,7 +254,7 @@ def manifest(**changes) -> Manifest:
     )
     log = replace(log, **changes.pop("log", {}))
     values = {
-        "schema": 1,
+        "schema": 2,
         "track": "generative",
         "dataset": "cifar100",
         "digest": "0" * 64,
@@ -269,6 +269,8 @@ def manifest(**changes) -> Manifest:
         "training_digest": "0" * 64,
         "origin": None,
         "sampling": log,
+        "launch": None,
+        "recovered": False,
         "environment": Environment(
             version="0",
             commit=None,

@@ -82,6 +82,11 @@ class CopyMaker:
             self._done[chunk.first] = len(chunk.images)
             self.images += len(chunk.images) * self._plan.copies
 
+    def recall(self, first: int, count: int) -> None:
+        """Note copies that an earlier process has put into the spool."""
+        self._done[first] = count
+        self.images += count * self._plan.copies
+
     def hand_out(self) -> None:
         """Give the pool more to do, as long as it has not much waiting."""
         while self._pool is not None and self._backlog and self._waiting < WAITING_CHUNKS:

@@ -7,8 +7,11 @@ images of a batch, or the augmented copies of some of them. An entry counts once
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import stat
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Spool"]
+__all__ = ["Found", "Spool"]
 
 # All that is needed to make a bundle of a spool whose supervisor was killed:
 # magic, copies (0: the images themselves), side, first, count, seed, received_seconds
@@ -40,22 +43,65 @@ class _Entry:
     copies: int
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The header of an entry in a spool that somebody else has written; as ``ENTRY`` has it."""
+
+    copies: int
+    first: int
+    count: int
+    seed: int
+    received_seconds: float
+
+
 class Spool:
     """Writes entries, and reads all of them back in the order a bundle has.
 
     Raises :class:`OutputError` if ``path`` cannot be made.
     """
 
-    def __init__(self, path: Path, image_size: int) -> None:
+    def __init__(self, path: Path, image_size: int, *, exists: bool = False) -> None:
         self.path = path
         self._size = image_size
         self._image_bytes = 3 * image_size * image_size
         self._entries: list[_Entry] = []
         self._end = 0
+        how = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            self._file = os.open(path, how if exists else how | os.O_CREAT | os.O_EXCL, 0o644)
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}.") from None
+        self.ours = self._lock()
+
+    def _lock(self) -> bool:
+        """Hold the file for as long as this process lives; False if another one does."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # a file system without locks
+        return True
+
+    def find(self, admit: Callable[[Found], bool]) -> int:
+        """Take up the entries an earlier process wrote, as long as they are whole and admitted.
+
+        The file is a stranger's: an entry counts if its header is right and all its images are
+        there. Returns how many bytes are left over after the last one taken.
+        """
+        status = os.fstat(self._file)
+        size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+        while self._end + ENTRY.size <= size:
+            header = os.pread(self._file, ENTRY.size, self._end)
+            magic, copies, side, first, count, seed, received = ENTRY.unpack(header)
+            images = count * max(copies, 1) * self._image_bytes
+            after = self._end + ENTRY.size + images
+            whole = magic == MAGIC and side == self._size and count > 0 and after <= size
+            if not whole or not admit(Found(copies, first, count, seed, received)):
+                break
+            self._entries.append(_Entry(self._end + ENTRY.size, first, count, copies))
+            self._end = after
+        return size - self._end
 
     def append(
         self,

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,21 +22,24 @@ from ddchallenge.augment import get_plan
 from ddchallenge.errors import OutputError, SamplingError, StorageError
 from ddchallenge.generator import Submission
 from ddchallenge.interrupts import noticed
-from ddchallenge.jsonio import printable
+from ddchallenge.jsonio import printable, to_json, write_json
 from ddchallenge.records import (
-    BatchRecord,
     DatasetSpec,
     GenerationTask,
     LabeledImages,
+    LaunchRecord,
     PhaseSeconds,
     Rules,
+    RunRecord,
     SamplingLog,
     SamplingStatus,
     StopReason,
 )
+from ddchallenge.sampling.batches import BatchLog
 from ddchallenge.sampling.copies import CopyMaker
+from ddchallenge.sampling.launchers import ENDING_SECONDS, Launcher, Places, Worker
+from ddchallenge.sampling.launchers.process import ProcessLauncher
 from ddchallenge.sampling.output_log import OutputLog
-from ddchallenge.sampling.process import ENDING_SECONDS, WorkerProcess
 from ddchallenge.sampling.schedule import batch_seed, fitted_batch
 from ddchallenge.sampling.spool import Spool
 from ddchallenge.sampling.wire import (
@@ -53,8 +56,9 @@ from ddchallenge.sampling.worker import task_payload
 if TYPE_CHECKING:
     from ddchallenge.augment import AugmentationPlan
 
-__all__ = ["Sampled", "SamplingOrder", "sample"]
+__all__ = ["RUN_FILE", "Sampled", "SamplingOrder", "sample"]
 
+RUN_FILE: Final = "run.json"
 IN_FLIGHT: Final = 2
 TICK_SECONDS: Final = 0.1
 RATE_BATCHES: Final = 8
@@ -64,7 +68,6 @@ MAX_FRAME_BYTES: Final = 64 << 20
 MAX_UNREAD_BYTES: Final = 64 << 10
 # However fast frames come, display and augmentation get their turn.
 FRAMES_AT_A_TIME: Final = 16
-BATCH_LINES: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +76,7 @@ class SamplingOrder:
 
     ``max_images`` bounds the bundle, copies included; None leaves that to the submission.
     ``training_data`` is the folder of decoded training images or None. ``augmentation`` is the
-    name of a plan.
+    name of a plan. ``launcher`` is the box it runs in.
     """
 
     submission: Submission
@@ -85,6 +88,7 @@ class SamplingOrder:
     max_images: int | None
     augmentation: str
     training_data: Path | None
+    launcher: Launcher = field(default_factory=ProcessLauncher)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,13 @@ class Sampled:
 
     data: LabeledImages
     log: SamplingLog
+    launch: LaunchRecord
     spool: Spool
+
+    def discard(self) -> None:
+        """Delete the spool and what lies beside it: the images are safe elsewhere."""
+        self.spool.delete()
+        (self.spool.path.parent / RUN_FILE).unlink(missing_ok=True)
 
 
 @dataclass(slots=True)
@@ -108,16 +118,21 @@ def sample(
     order: SamplingOrder,
     folder: Path,
     on_status: Callable[[SamplingStatus], None] | None = None,
+    about: RunRecord | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Sampled:
     """Run a submission under its budget; ``folder`` gets ``worker.log`` and the spool.
 
     Returns within two seconds of the deadline whatever the submission does, with every image that
-    was received before it. The caller deletes the spool once the images are safe.
+    was received before it. The caller discards the spool once the images are safe. With ``about``,
+    which goes into ``run.json``, they can be recovered though the supervisor is killed. ``say`` is
+    told what the launcher does before the clock starts.
 
-    Raises :class:`OutputError` if ``folder`` cannot be written and :class:`SamplingError` if not
-    one image came.
+    Raises :class:`OutputError` if ``folder`` cannot be written, :class:`SamplingError` if not one
+    image came, and what the launcher raises where this machine cannot do what is asked.
     """
-    return _Race(order, folder, on_status or (lambda _: None)).run()
+    order.launcher.prepare(order.submission, order.device, say)
+    return _Race(order, folder, on_status or (lambda _: None), about).run()
 
 
 class _Race:
@@ -126,21 +141,23 @@ class _Race:
         order: SamplingOrder,
         folder: Path,
         on_status: Callable[[SamplingStatus], None],
+        about: RunRecord | None,
     ) -> None:
         self.order = order
         self.folder = folder
         self.on_status = on_status
+        self.about = about
         self.plan: AugmentationPlan = get_plan(order.augmentation)
         self.images_wanted = self._images_to_sample()
         image_bytes = 3 * order.dataset.image_size**2
         self.batch_size = min(order.submission.batch_size, MAX_FRAME_BYTES // image_bytes)
 
-        self.worker: WorkerProcess | None = None
+        self.worker: Worker | None = None
         self.outbox = bytearray()  # of the request pipe
         self.most_unread = MAX_UNREAD_BYTES
         self.reader: FrameReader | None = None
         self.requests: deque[_Request] = deque()
-        self.batches: list[BatchRecord] = []
+        self.batches = BatchLog(order.budget_seconds)
         self.arrivals: deque[tuple[float, int]] = deque(maxlen=RATE_BATCHES)
         self.next_index = 0
         self.next_first = 0
@@ -174,6 +191,9 @@ class _Race:
             stack.callback(self._tidy, working_dir, ours)
             log = OutputLog(self.folder / "worker.log")
             stack.callback(log.close)
+            if self.about is not None:
+                about = replace(self.about, launch=self.order.launcher.record())
+                write_json(self.folder / RUN_FILE, to_json(about))
             spool = Spool(self.folder / "spool.bin", self.order.dataset.image_size)
             try:
                 self.copies = CopyMaker(self.plan, self.order.run_seed, spool)
@@ -186,7 +206,7 @@ class _Race:
                 if not self.batches:
                     spool.delete()
                 raise
-        return Sampled(data, self._log(), spool)
+        return Sampled(data, self._log(), self.order.launcher.record(), spool)
 
     def _balance_copies(self) -> int | None:
         """Where the copies end that are kept: whole rounds over the classes, once there is one."""
@@ -204,29 +224,39 @@ class _Race:
         """Remove the working folder, and after a run that left nothing all that we made."""
         shutil.rmtree(working_dir, ignore_errors=True)
         log = self.folder / "worker.log"
+        if not self.batches:
+            (self.folder / RUN_FILE).unlink(missing_ok=True)
         if not self.batches and log.is_file() and not log.stat().st_size:
             log.unlink()
             if ours and not any(self.folder.iterdir()):
                 self.folder.rmdir()
 
     def _race(self, working_dir: Path, log: OutputLog, spool: Spool) -> None:
+        submission, launcher = self.order.submission, self.order.launcher
+        hidden = self.order.dataset.folder
+        places = Places(
+            submission=submission.folder,
+            working_dir=working_dir,
+            training_data=self.order.training_data,
+            hidden=(hidden,) if hidden else (),
+        )
+        seen = launcher.inside(places)
         task = GenerationTask(
             dataset=self.order.dataset,
             device=self.order.device,
             run_seed=self.order.run_seed,
-            training_data=self.order.training_data,
-            working_dir=working_dir,
-            options=self.order.submission.options,
+            training_data=seen.training_data,
+            working_dir=seen.working_dir,
+            options=submission.options,
         )
-        submission = self.order.submission
-        opening = task_payload(task, submission.folder, submission.entry_point)
+        opening = task_payload(task, seen.submission, submission.entry_point)
         self.most_unread += len(opening)
         self.started = self.now = time.monotonic()
         self.deadline = self.started + self.order.budget_seconds
         # Ctrl-C is acted upon between two frames, and not at all while we are stopping.
         with noticed() as self.notice:
             try:
-                self.worker = WorkerProcess(working_dir, spare=self.copies.pids)
+                self.worker = launcher.start(places, spare=self.copies.pids)
                 self.copies.start()
                 self._send(Header(kind=Kind.TASK, payload_bytes=len(opening)), opening)
                 with selectors.DefaultSelector() as selector:
@@ -242,7 +272,7 @@ class _Race:
     def _loop(
         self,
         selector: selectors.BaseSelector,
-        worker: WorkerProcess,
+        worker: Worker,
         log: OutputLog,
         spool: Spool,
     ) -> None:
@@ -250,6 +280,8 @@ class _Race:
         while True:
             self._tick()
             self._make_copies()
+            if exceeded := worker.exceeded():
+                self._end("limit", exceeded)
             self._ask()
             self._flush()
             if self._finished():
@@ -292,7 +324,7 @@ class _Race:
             self._end("interrupted", "")
         elif self.now >= self.deadline:
             self._end("deadline", self._unfinished())
-        elif self.ended is None or self.ended[0] != "disk-full":
+        elif self.ended is None or self.ended[0] not in ("disk-full", "limit"):
             return False
         return True
 
@@ -402,9 +434,7 @@ class _Race:
             wanted = _say(expected) if expected else "no frame"
             raise WireError(f"expected {wanted}, found {_say(header)}")
 
-    def _receive(
-        self, worker: WorkerProcess, reader: FrameReader, log: OutputLog, spool: Spool
-    ) -> bool:
+    def _receive(self, worker: Worker, reader: FrameReader, log: OutputLog, spool: Spool) -> bool:
         """Take the frames that are whole; False when no more will come."""
         try:
             for _ in range(FRAMES_AT_A_TIME):
@@ -431,7 +461,7 @@ class _Race:
             return False
         return True
 
-    def _note_ending(self, worker: WorkerProcess, log: OutputLog) -> None:
+    def _note_ending(self, worker: Worker, log: OutputLog) -> None:
         if self._all_sampled():
             return  # it has done its work
         log.drain_rest(worker.output)
@@ -462,28 +492,8 @@ class _Race:
             self.requests.popleft()
             self.arrivals.append((self.now, request.count))
             self.images_sampled += request.count
-            self._note_batch(request, received)
+            self.batches.add(request.index, request.seed, request.first, request.count, received)
             self.copies.take(request.first, request.count)
-
-    def _note_batch(self, request: _Request, received: float) -> None:
-        # A manifest must stay readable after ten minutes of a thousand batches a second, so
-        # batches of the same size that came in the same ten-thousandth of the budget share a line.
-        record = BatchRecord(
-            index=request.index,
-            batches=1,
-            seed=request.seed,
-            first=request.first,
-            count=request.count,
-            received_seconds=received,
-        )
-        slot = self.order.budget_seconds / BATCH_LINES
-        if self.batches:
-            last = self.batches[-1]
-            same = int(received / slot) == int(last.received_seconds / slot)
-            if same and last.count == record.count:
-                record = replace(last, batches=last.batches + 1, received_seconds=received)
-                self.batches.pop()
-        self.batches.append(record)
 
     def _count_late(self, frame: Frame) -> None:
         if frame.header.kind is Kind.IMAGES and self.requests:
@@ -514,7 +524,7 @@ class _Race:
         try:
             if left := worker.stop(drain):
                 reason, detail = self.ended or ("crashed", "")
-                text = f"processes {sorted(left)} cannot be killed"
+                text = f"cannot be killed: {', '.join(sorted(left))}"
                 self.ended = (reason, _joined(detail, text))
             log.drain_rest(worker.output)
         finally:
@@ -553,7 +563,7 @@ class _Race:
             seconds=PhaseSeconds(**self.phases),
             augmentation_worker_seconds=self.copies.worker_seconds,
             augmented_ranges=self.copies.ranges(),
-            batches=tuple(self.batches),
+            batches=self.batches.lines(),
         )
 
     # -------------------------------------------------------------------------------------- display

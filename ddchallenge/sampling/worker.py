@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from ddchallenge.generator import Generator
 from ddchallenge.jsonio import to_json
 from ddchallenge.records import DatasetSpec, GenerationTask
-from ddchallenge.sampling.process import die_with_parent
 from ddchallenge.sampling.schedule import round_robin
 from ddchallenge.sampling.wire import (
     MAX_TEXT_BYTES,
@@ -44,17 +43,20 @@ class ContractError(Exception):
 
 
 def task_payload(task: GenerationTask, folder: Path, entry_point: str) -> bytes:
-    """The TASK frame's payload: what :func:`main` needs to load and set up a generator."""
+    """The TASK frame's payload: what :func:`main` needs to load and set up a generator.
+
+    All paths are as the worker sees them.
+    """
     training_data = task.training_data
     return json.dumps(
         {
             "dataset": _described(task.dataset),
             "device": task.device,
             "run_seed": task.run_seed,
-            "training_data": str(training_data.resolve()) if training_data else None,
-            "working_dir": str(task.working_dir.resolve()),
+            "training_data": str(training_data) if training_data else None,
+            "working_dir": str(task.working_dir),
             "options": dict(task.options),
-            "folder": str(folder.resolve()),
+            "folder": str(folder),
             "entry_point": entry_point,
         },
         ensure_ascii=False,
@@ -191,7 +193,6 @@ def _give_up(frames: int, kind: Kind, text: str) -> int:
 
 def main() -> int:
     """Serve until the request pipe closes; 1 after a failure that was reported as a frame."""
-    die_with_parent()
     # The pipes move to descriptors no print can reach; stdout becomes the log, stdin is empty.
     requests, frames = os.dup(0), os.dup(1)
     os.dup2(2, 1)

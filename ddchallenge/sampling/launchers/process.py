@@ -1,147 +1,304 @@
-"""Start a worker as a process group of its own, and stop it so that nothing of it is left."""
+"""A worker as a process of this machine, in the box its kernel offers.
+
+See :mod:`ddchallenge.sampling.launchers.guardian` for who starts and stops it, ``sandbox`` for
+what is cut off, ``hiding`` for which files it sees, ``variables`` for its environment.
+"""
 
 from __future__ import annotations
 
-import ctypes
+import json
+import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection
+from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["ENDING_SECONDS", "WorkerProcess", "die_with_parent"]
+from ddchallenge.errors import RequestError
+from ddchallenge.generator import Submission
+from ddchallenge.records import LauncherName, LaunchRecord, Limits
+from ddchallenge.sampling.launchers import (
+    ENDING_SECONDS,
+    GRACE_SECONDS,
+    KILL_SECONDS,
+    Places,
+    default_limits,
+    sandbox,
+)
+from ddchallenge.sampling.launchers.hiding import hidden_paths, visible_paths
+from ddchallenge.sampling.launchers.variables import SET, passed_variables, worker_environment
 
-GRACE_SECONDS: Final = 1.0
-ENDING_SECONDS: Final = 0.2
-KILL_SECONDS: Final = 0.8  # the promise is two seconds, the polite one included
+__all__ = ["ProcessLauncher", "WorkerProcess", "enlarge_pipe"]
+
 PIPE_BYTES: Final = 1 << 20
-
-# prctl(2)
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_CHILD_SUBREAPER: Final = 36
+MESSAGE_BYTES: Final = 4096
+# How long after the guardian's last chance we kill by ourselves what it has not.
+GUARDIAN_SECONDS: Final = 0.3
 # fcntl(2); the fcntl module has the name only on Linux
 _F_SETPIPE_SZ: Final = 1031
 
-# A submission is told where its own training images are, never where the data sets lie.
-_HIDDEN_VARIABLES: Final = ("DDCHALLENGE_DATA", "DDCHALLENGE_CACHE")
 
+class ProcessLauncher:
+    """Starts workers as processes; a :class:`~ddchallenge.sampling.launchers.Launcher`.
 
-def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+    ``hidden`` are folders no worker may read, beside the data sets' usual places. Raises
+    :class:`RequestError` for more memory than the machine has.
+    """
 
+    name: LauncherName = "process"
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the one that started it dies (Linux)."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    def __init__(self, limits: Limits | None = None, hidden: tuple[Path, ...] = ()) -> None:
+        import psutil
+
+        self.limits = limits or default_limits()
+        self._hidden = hidden
+        self._landlock = sandbox.landlock_abi()
+        self._seccomp = sandbox.seccomp_known()
+        total = psutil.virtual_memory().total
+        if self.limits.memory_bytes > total:
+            raise RequestError(
+                f"A memory limit of {self.limits.memory_bytes / (1 << 30):,.1f} GiB is above the "
+                f"{total / (1 << 30):,.1f} GiB this machine has.\nName less, or leave it out."
+            )
+
+    def prepare(
+        self, submission: Submission, device: str, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """Say what this machine cannot do."""
+        del submission, device
+        if self._landlock is None:
+            say(
+                "This kernel has no Landlock: the submission can read and write your files. "
+                "For strangers' code use --launcher container."
+            )
+
+    def inside(self, places: Places) -> Places:
+        """The same places, resolved: a process sees the machine as it is."""
+        training = places.training_data
+        return Places(
+            submission=places.submission.resolve(),
+            working_dir=places.working_dir.resolve(),
+            training_data=training.resolve() if training else None,
+            hidden=tuple(path.resolve() for path in places.hidden),
+        )
+
+    def start(self, places: Places, spare: Callable[[], Collection[int]] = tuple) -> WorkerProcess:
+        """Start a guardian and below it the worker."""
+        places = self.inside(places)
+        cpus: list[int] = []
+        if self.limits.cpus is not None and hasattr(os, "sched_getaffinity"):
+            cpus = sorted(os.sched_getaffinity(0))[: math.ceil(self.limits.cpus)]
+        orders = {
+            "command": [sys.executable, "-P", "-m", "ddchallenge.sampling.worker"],
+            "folder": str(places.working_dir),
+            "cpus": cpus,
+            "limits": self._resource_limits(),
+            "watched": asdict(self.limits),
+            "landlock": self._landlock,
+            "seccomp": self._seccomp,
+            "paths": visible_paths(places, hidden_paths(self._hidden, places))
+            if self._landlock
+            else {},
+        }
+        environment = worker_environment(places.working_dir)
+        Path(environment["TMPDIR"]).mkdir(exist_ok=True)
+        return WorkerProcess(orders, environment, spare)
+
+    def _resource_limits(self) -> dict[str, int]:
+        limits = {
+            "RLIMIT_CORE": 0,
+            "RLIMIT_NOFILE": self.limits.open_files,
+            "RLIMIT_FSIZE": self.limits.disk_bytes,
+        }
+        if sys.platform == "linux" and os.getuid() != 0:
+            # The kernel counts all of a user's, and nothing of root's; the guardian counts too.
+            limits["RLIMIT_NPROC"] = _tasks_of(os.getuid()) + self.limits.processes
+        return limits
+
+    def record(self) -> LaunchRecord:
+        """What is limited and cut off here."""
+        cut = [
+            "own session and process group below a guardian that kills what is left",
+            "no descriptors but the requests, the frames and the output",
+        ]
+        abi = self._landlock
+        if abi is not None:
+            cut += [
+                "files: data sets, cache, run folder and credentials cannot be read; "
+                "writing in the working folder, /dev/shm and GPU devices only"
+            ]
+        if abi is not None and abi >= sandbox.SCOPES_ABI:
+            cut += ["signals and abstract sockets: its own processes only"]
+        if self._seccomp:
+            cut += ["network: Unix and netlink sockets only; no io_uring"]
+        elif abi is not None and abi >= sandbox.NETWORK_ABI:
+            cut += ["network: no TCP"]
+        if sys.platform == "linux":
+            cut += ["no new privileges; no capabilities but DAC_OVERRIDE; first to be killed "
+                    "when memory runs out"]  # fmt: skip
+        else:
+            cut += ["memory, processes and disk are not watched on this system"]
+        return LaunchRecord(
+            launcher=self.name,
+            engine=None,
+            image=None,
+            limits=self.limits,
+            environment=tuple(sorted(passed_variables(os.environ).keys() | SET.keys())),
+            landlock=abi,
+            sandbox=tuple(cut),
+        )
 
 
 class WorkerProcess:
-    """A running worker: ``requests`` to write, ``frames`` and ``output`` to read (non-blocking).
+    """A running worker: a :class:`~ddchallenge.sampling.launchers.Worker`.
 
     Children this process already has, and those ``spare`` names later, are not the run's.
     """
 
-    def __init__(self, working_dir: Path, spare: Callable[[], Collection[int]] = tuple) -> None:
+    def __init__(
+        self,
+        orders: dict[str, Any],
+        environment: dict[str, str],
+        spare: Callable[[], Collection[int]] = tuple,
+    ) -> None:
         import psutil
 
-        # Orphans of the submission become our children, where stop() finds them.
-        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        if sys.platform == "linux":
+            # Should the guardian die, the run's processes become our children, found by stop().
+            sandbox.prctl(sandbox.PR_SET_CHILD_SUBREAPER, 1)
         self._ours = frozenset(child.pid for child in psutil.Process().children())
         self._spare = spare
-        environment = {k: v for k, v in os.environ.items() if k not in _HIDDEN_VARIABLES}
-        environment |= {
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONUNBUFFERED": "1",
-            "NO_ALBUMENTATIONS_UPDATE": "1",
-        }
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ddchallenge.sampling.worker"],
+        self._status: int | None = None
+        self._exceeded: str | None = None
+        self._heard = b""
+        self._gone = False  # the guardian, as its socket tells
+        self._stopped = False
+        self._control, theirs = socket.socketpair()
+        script = Path(__file__).with_name("guardian.py")
+        self._guardian = subprocess.Popen(
+            [sys.executable, "-S", "-E", "-s", str(script), str(theirs.fileno())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            cwd=working_dir,
             env=environment,
+            pass_fds=(theirs.fileno(),),
             start_new_session=True,
             bufsize=0,
         )
-        stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
-        if stdin is None or stdout is None or stderr is None:  # pragma: no cover - asked for above
-            raise RuntimeError("the worker's pipes were not made")
-        self._files = (stdin, stdout, stderr)
+        theirs.close()
+        self._control.sendall(json.dumps(orders).encode("ascii") + b"\n")
+        self._control.setblocking(False)
+        pipes = (self._guardian.stdin, self._guardian.stdout, self._guardian.stderr)
+        self._files = [pipe for pipe in pipes if pipe is not None]
         self.requests, self.frames, self.output = (file.fileno() for file in self._files)
-        _enlarge_pipe(self.frames)
+        enlarge_pipe(self.frames)
         # A worker that never reads must not block us.
-        os.set_blocking(self.requests, False)
-        os.set_blocking(self.frames, False)
-        os.set_blocking(self.output, False)
+        for descriptor in (self.requests, self.frames, self.output):
+            os.set_blocking(descriptor, False)
 
-    @property
-    def pid(self) -> int:
-        """The worker's process id, which is also that of its group."""
-        return self._process.pid
+    def _listen(self) -> None:
+        """Take what the guardian has told."""
+        while not self._gone:
+            try:
+                heard = self._control.recv(MESSAGE_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:
+                heard = b""
+            self._gone = not heard
+            self._heard += heard
+        *lines, self._heard = self._heard.split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            self._status = message.get("status", self._status)
+            self._exceeded = self._exceeded or message.get("exceeded")
 
     def has_ended(self) -> bool:
         """Whether the worker itself is no more, whatever it has left behind."""
-        return self._process.poll() is not None
+        self._listen()
+        return self._status is not None or self._gone
+
+    def exceeded(self) -> str | None:
+        """Which limit the run exceeds, by its guardian's measure."""
+        self._listen()
+        return self._exceeded
 
     def ending(self) -> str:
-        """How the process ended, for people; waits a moment for it to be known."""
-        try:
-            status = self._process.wait(timeout=ENDING_SECONDS)
-        except subprocess.TimeoutExpired:
-            return "closed its frame pipe and went on running"
-        if status < 0:
+        """How the worker ended, for people; waits a moment for it to be known."""
+        until = time.monotonic() + ENDING_SECONDS
+        while not self.has_ended():
+            if time.monotonic() > until:
+                return "closed its frame pipe and went on running"
+            time.sleep(0.005)
+        if self._status is None:
+            return "lost its guardian process"
+        if os.WIFSIGNALED(self._status):
+            number = os.WTERMSIG(self._status)
             try:
-                name = signal.Signals(-status).name
+                name = signal.Signals(number).name
             except ValueError:
-                name = f"signal {-status}"
+                name = f"signal {number}"
             memory = " (out of memory?)" if name == "SIGKILL" else ""
             return f"was killed by {name}{memory}"
-        return f"ended with exit status {status}"
+        return f"ended with exit status {os.waitstatus_to_exitcode(self._status)}"
 
-    def stop(self, meanwhile: Callable[[], None], *, grace: float = GRACE_SECONDS) -> set[int]:
+    def stop(self, meanwhile: Callable[[], None], *, grace: float = GRACE_SECONDS) -> set[str]:
         """Stop every process of the run: a polite signal, ``grace`` seconds, then kill.
 
-        ``meanwhile`` is called while waiting, so that pipes can be drained. Returns the processes
-        that are left: none, unless the kernel itself holds one.
+        The guardian does it and ends when nothing is left. What is left all the same we find and
+        kill ourselves.
         """
-        if self.survivors():
-            self._signal_group(signal.SIGTERM)
+        if self._stopped:
+            return set()
+        self._say(b"T")
         polite_until = time.monotonic() + grace
-        while time.monotonic() < polite_until and self.survivors():
+        while time.monotonic() < polite_until and self._guardian.poll() is None:
             meanwhile()
             time.sleep(0.01)
-        kill_until = time.monotonic() + KILL_SECONDS
-        while survivors := self.survivors():
-            if time.monotonic() > kill_until:
-                return survivors
-            self._signal_group(signal.SIGKILL)
+        self._say(b"K")
+        began = time.monotonic()
+        while self._guardian.poll() is None and time.monotonic() < began + GUARDIAN_SECONDS:
+            meanwhile()
+            time.sleep(0.005)
+        while survivors := self._survivors():
+            if time.monotonic() > began + KILL_SECONDS:
+                return {f"{pid} ({name})" for pid, name in survivors.items()}
             for pid in survivors:
                 _signal(pid, signal.SIGKILL)
             meanwhile()
             time.sleep(0.005)
-        self._process.wait()
+        self._listen()
+        self._stopped = True
         return set()
+
+    def _say(self, word: bytes) -> None:
+        try:
+            self._control.send(word)
+        except OSError:
+            pass  # it is gone
 
     def close(self) -> None:
         """Close our ends of the pipes."""
+        self._listen()
+        self._control.close()
         for file in self._files:
             file.close()
 
-    def survivors(self) -> set[int]:
-        """The living processes of the run: the worker, its group, and all their descendants.
+    def _survivors(self) -> dict[int, str]:
+        """The living processes of the run and their names: the guardian and all descendants.
 
-        On Linux orphans come to us (PR_SET_CHILD_SUBREAPER), so a double fork or a new session
-        does not hide a process from this; elsewhere it can.
+        On Linux orphans come to the guardian, and after it to us (PR_SET_CHILD_SUBREAPER), so a
+        double fork or a new session does not hide a process from this; elsewhere it can.
         """
         import psutil
 
         spared = self._ours | set(self._spare())
-        alive: set[int] = set()
+        alive: dict[int, str] = {}
         me = psutil.Process()
         for child in me.children():
             if child.pid in spared:
@@ -153,20 +310,13 @@ class WorkerProcess:
             for process in family:
                 try:
                     if process.status() != psutil.STATUS_ZOMBIE:
-                        alive.add(process.pid)
-                    elif process.ppid() == me.pid and process.pid != self._process.pid:
+                        alive[process.pid] = process.name()
+                    elif process.ppid() == me.pid and process.pid != self._guardian.pid:
                         os.waitpid(process.pid, os.WNOHANG)  # an orphan that came to us
                 except (psutil.NoSuchProcess, ChildProcessError):
                     continue
-        self._process.poll()
+        self._guardian.poll()
         return alive
-
-    def _signal_group(self, number: signal.Signals) -> None:
-        # The group outlives its leader for as long as one member lives, so its number is ours.
-        try:
-            os.killpg(self._process.pid, number)
-        except (ProcessLookupError, PermissionError):
-            pass
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
@@ -176,8 +326,22 @@ def _signal(pid: int, number: signal.Signals) -> None:
         pass
 
 
-def _enlarge_pipe(descriptor: int) -> None:
-    # Fewer, larger reads; the kernel may refuse, and then it is only slower.
+def _tasks_of(user: int) -> int:
+    """How many processes and threads a user has now."""
+    import psutil
+
+    tasks = 0
+    for process in psutil.process_iter():
+        try:
+            if process.uids().real == user:
+                tasks += process.num_threads()
+        except psutil.Error:
+            continue
+    return tasks
+
+
+def enlarge_pipe(descriptor: int) -> None:
+    """Fewer, larger reads; the kernel may refuse, and then it is only slower."""
     if sys.platform == "linux":
         import fcntl
 

@@ -1,0 +1,87 @@
+"""Which files a worker may see, as Landlock wants it said: what may be read, never what may not.
+
+So a hidden folder is hidden by naming all its neighbours, and the neighbours of each folder above.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from ddchallenge.datasets import cache_folder, data_folder
+from ddchallenge.sampling.launchers import Places
+
+__all__ = ["hidden_paths", "visible_paths"]
+
+# Beside these a device file may be the disk the test set lies on.
+_DEVICES: Final = (
+    "null", "zero", "full", "random", "urandom", "shm",
+    "nvidia*", "dri", "kfd", "dxg", "infiniband",
+)  # fmt: skip
+# Below the home folder: nothing a generator needs.
+_SECRETS: Final = (
+    ".ssh", ".aws", ".azure", ".config/gcloud", ".config/gh", ".docker", ".gnupg", ".kube",
+    ".git-credentials", ".netrc", ".pypirc", ".cache/huggingface/token",
+    ".cache/huggingface/stored_tokens", ".kaggle",
+)  # fmt: skip
+
+
+def hidden_paths(chosen: Iterable[Path], places: Places) -> tuple[Path, ...]:
+    """What must not be read: data sets, the harness's cache, the run's own folder, credentials.
+
+    ``chosen`` are further ones, those of ``places`` are among them. All resolved.
+    """
+    # digits comes with scikit-learn: its test images lie in the library.
+    sklearn = find_spec("sklearn")
+    library = Path(sklearn.origin).parent if sklearn and sklearn.origin else None
+    found = [
+        *chosen,
+        *places.hidden,
+        data_folder(),
+        cache_folder(),
+        places.working_dir.parent,
+        *(Path.home() / name for name in _SECRETS),
+        *([library / "datasets/data/digits.csv.gz"] if library else []),
+    ]
+    if home := os.environ.get("HF_HOME"):
+        found += [Path(home) / "token", Path(home) / "stored_tokens"]
+    return tuple(sorted({path.resolve() for path in found}))
+
+
+def visible_paths(places: Places, hidden: tuple[Path, ...]) -> dict[str, list[str]]:
+    """The arguments of :func:`~ddchallenge.sampling.launchers.sandbox.restrict`.
+
+    ``places`` and ``hidden`` are resolved. Names can be listed everywhere, since a right to list
+    a folder is one to list all below it, and without that nothing can be imported.
+    """
+    devices = Path("/dev")
+    read = _all_but(Path("/"), {*hidden, devices})
+    package = Path(__file__).resolve().parents[2]
+    needed = {Path(sys.prefix), Path(sys.base_prefix), package, places.submission}
+    for path in {path.resolve() for path in needed}:
+        read += _all_but(path, {below for below in hidden if path in below.parents})
+    if places.training_data is not None:
+        read.append(places.training_data)
+    write = [places.working_dir, *(path for name in _DEVICES for path in devices.glob(name))]
+    return {
+        "listed": ["/"],
+        "read": sorted({str(path) for path in read}),
+        "write": [str(path) for path in write],
+    }
+
+
+def _all_but(top: Path, hidden: set[Path]) -> list[Path]:
+    if top in hidden:
+        return []
+    if not any(top in path.parents for path in hidden):
+        return [top]
+    try:
+        # Links are left out: what they lead to is visible by itself, or not.
+        below = [Path(entry.path) for entry in os.scandir(top) if not entry.is_symlink()]
+    except OSError:
+        return []
+    return [path for entry in below for path in _all_but(entry, hidden)]
