@@ -212,9 +212,7 @@ def _file_name(value: Any) -> str:
         plain = value.replace(DATASET_FIELD, "dataset")
         if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", plain):
             return value
-    raise ValueError(
-        'a plain file name such as "cifar100.pt" or "{dataset}.pt", without a folder'
-    )
+    raise ValueError('a plain file name such as "cifar100.pt" or "{dataset}.pt", without a folder')
 
 
 def _flag(value: Any) -> bool:

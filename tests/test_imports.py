@@ -33,6 +33,7 @@ ORDER = [
     "leaderboard",
     "scaffold",
     "report",
+    "commanded",
     "pipeline",
     "cli",
 ]

@@ -78,6 +78,8 @@ def order_of(
     require_dataset(chosen, spec)
     plan = get_plan(options["augment"] or chosen.augmentation)
     max_images = options["max_images"]
+    if chosen.command is not None:
+        _refuse_for_commands(chosen.name, plan.name, max_images)
     limit = "--max-images", max_images
     if max_images is None:
         limit = "images_per_class =", chosen.images_per_class
@@ -99,6 +101,19 @@ def order_of(
     )
 
 
+def _refuse_for_commands(name: str, plan: str, max_images: int | None) -> None:
+    if max_images is not None:
+        raise RequestError(
+            f"--max-images cannot be kept by {name}: its command itself decides how many images "
+            "it makes.\nLeave it out."
+        )
+    if plan != "none":
+        raise RequestError(
+            f"--augment {plan} is for generators; the command of {name} hands over its images as "
+            "they are to be trained on.\nLeave it out."
+        )
+
+
 def run_generator(
     console: Console, order: SamplingOrder, data_dir: Path | None, out: Path
 ) -> Bundle:
@@ -111,7 +126,9 @@ def run_generator(
         training = training_images(console, order.dataset, data_dir)
         order = replace(order, training_data=training.folder)
     with closing(SamplingDisplay(console, "sampling")) as display:
-        bundle = sample_bundle(order, training, out, display)
+        bundle = sample_bundle(
+            order, training, out, display, lambda line: say(console, line, style="yellow")
+        )
     log = bundle.manifest.sampling
     if log is not None:
         say(
@@ -121,7 +138,7 @@ def run_generator(
             + (f" ({log.stop_detail})" if log.stop_detail else "")
             + (f"; {log.late_images:,} came too late" if log.late_images else ""),
         )
-        if log.stop in ("crashed", "refused"):
+        if log.stop in ("crashed", "refused", "limit"):
             say(console, f"What it printed is in {out / 'worker.log'}")
     say(console, f"Bundle: {bundle.folder} (look at {bundle.folder / 'samples.png'})")
     return bundle
@@ -130,7 +147,7 @@ def run_generator(
 def end_as_the_generator_did(bundle: Bundle, out: Path) -> None:
     """A generator that failed is a failed run, whatever could be kept and scored of it."""
     log = bundle.manifest.sampling
-    if log is not None and log.stop in ("crashed", "refused", "disk-full"):
+    if log is not None and log.stop in ("crashed", "refused", "limit", "disk-full"):
         raise RunError(
             f"The run {log.stop}: {log.stop_detail}\n"
             f"The {bundle.manifest.images:,} images it handed over before that are kept in {out}."

@@ -87,7 +87,15 @@ def free_folder(out: Path | None, spec: DatasetSpec, name: str) -> Path:
     """``out``, else a new folder below ``runs``; raises :class:`OutputError` if it is in use."""
     if out is None:
         out = Path("runs") / f"{spec.name}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for held in ("bundle", "result.json", "confusion.png", "spool.bin", "work"):
+    for held in (
+        "bundle",
+        "result.json",
+        "confusion.png",
+        "spool.bin",
+        "work",
+        "output.pt",
+        "output-labels.pt",
+    ):
         refuse_existing(out / held)
     if (out / "worker.log").is_dir():
         refuse_existing(out / "worker.log")
