@@ -3,8 +3,8 @@
 The same box and the same clock as a generator has, but nothing to ask for: when the command ends,
 or the deadline comes, everything of the run is killed without grace, and what its file held at
 that moment counts. A file that is touched between that moment and the death of the last process is
-not taken. (The kernel tells by its times and its size; what is written through memory mapped before
-shows in neither, for the milliseconds it takes to kill.)
+not taken. Its inode, size and times tell; what is written in the same few milliseconds as the last
+write before, or through memory that is mapped, does not show in them, and killing takes no longer.
 """
 
 from __future__ import annotations
