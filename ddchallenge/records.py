@@ -389,13 +389,13 @@ LauncherName = Literal["process", "container"]
 class Limits:
     """What all processes of a run together may take; exceeding one ends the run.
 
-    ``memory_bytes`` is resident memory, ``processes`` counts threads where the system does,
-    ``open_files`` is for each process, ``disk_bytes`` for the working folder and for each file in
-    it. ``cpus`` is a number of processors, None for all.
+    ``memory_bytes`` is private and shared memory, files that are mapped left out; ``processes``
+    counts threads as well; ``open_files`` is for each process, ``disk_bytes`` for the working
+    folder and for each file in it. ``cpus`` is a number of processors, None for all.
     """
 
     memory_bytes: int
-    processes: int = 1024
+    processes: int = 4096
     open_files: int = 4096
     disk_bytes: int = 16 << 30
     cpus: float | None = None

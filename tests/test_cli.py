@@ -329,6 +329,14 @@ def test_an_unwritable_folder_is_named_before_the_run(ddchallenge, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="/proc is Linux's")
+def test_a_folder_that_not_even_root_can_write_in_is_found_out_before_the_run(ddchallenge):
+    """Permissions say yes, the file system says no: it is tried, not asked for."""
+    ended = ddchallenge("sample", "--dataset", "digits", "--out", "/proc/out")
+    assert ended.status == 2
+    assert "/proc is no folder to write in" in ended.err
+
+
 def test_lists_are_printed(ddchallenge):
     """submissions and data list, for people and for machines."""
     assert "real_subset" in ddchallenge("submissions").out

@@ -7,55 +7,17 @@ import signal
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from racing import HONEST, children, race
 
 from ddchallenge.augment import augment, get_plan, image_seed
-from ddchallenge.datasets import get_dataset
 from ddchallenge.errors import OutputError, SamplingError
 from ddchallenge.jsonio import printable
 from ddchallenge.records import SamplingLog, SamplingStatus
-from ddchallenge.rules import get_rules
 from ddchallenge.sampling.schedule import batch_seed, round_robin
-from ddchallenge.sampling.supervisor import Sampled, SamplingOrder, sample
-
-SPEC = get_dataset("digits")
-
-# Every image holds its label and its batch's seed, so that a test can tell where it came from.
-HONEST = """
-import numpy as np
-
-class G:
-    def setup(self, task):
-        pass
-
-    def generate(self, labels, seed):
-        images = np.zeros((len(labels), 3, 8, 8), np.uint8)
-        images[:, 0] = labels[:, None, None]
-        images[:, 1] = seed % 251
-        return images
-"""
-
-
-def race(submission, folder: Path, budget: float = 20.0, **changes) -> Sampled:
-    values = {
-        "submission": submission,
-        "dataset": SPEC,
-        "rules": get_rules("generative"),
-        "budget_seconds": budget,
-        "device": "cpu",
-        "run_seed": 5,
-        "max_images": None,
-        "augmentation": "none",
-        "training_data": None,
-    } | changes
-    on_status = values.pop("on_status", None)
-    sampled = sample(SamplingOrder(**values), folder, on_status)
-    sampled.spool.close()
-    return sampled
 
 
 def every_batch(log: SamplingLog) -> list[tuple[int, int, int]]:
@@ -204,59 +166,6 @@ class G:
 """
 
 
-def children() -> set[int]:
-    return {child.pid for child in psutil.Process().children(recursive=True)}
-
-
-def test_a_hanging_generator_that_ignores_sigterm_is_stopped(make_submission, tmp_path):
-    """It was there, it is gone within two seconds of the deadline, and its images are kept."""
-    before = children()
-    seen: set[int] = set()
-
-    def watch(status: SamplingStatus) -> None:
-        seen.update(children() - before)
-
-    started = time.monotonic()
-    sampled = race(make_submission(IGNORES_EVERYTHING), tmp_path / "out", 2.0, on_status=watch)
-    assert time.monotonic() - started < 2.0 + 2.0
-    assert sampled.log.stop == "deadline"
-    assert sampled.log.images_sampled == 32
-    assert seen
-    assert not {pid for pid in seen if psutil.pid_exists(pid)}
-
-
-def test_processes_that_slip_out_of_the_group_are_found(make_submission, tmp_path):
-    """A double fork into a new session does not outlive the run."""
-    code = """
-    import os, signal, time
-    import numpy as np
-    class G:
-        def setup(self, task):
-            if os.fork() == 0:
-                os.setsid()
-                if os.fork() == 0:
-                    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                    with open(task.options["pid_file"], "w") as file:
-                        file.write(str(os.getpid()))
-                    time.sleep(600)
-                os._exit(0)
-        def generate(self, labels, seed):
-            time.sleep(0.3)
-            return np.zeros((len(labels), 3, 8, 8), np.uint8)
-    """
-    pid_file = tmp_path / "pid"
-    alive_while_running = []
-
-    def watch(status: SamplingStatus) -> None:
-        if pid_file.exists() and (text := pid_file.read_text()):
-            alive_while_running.append(psutil.pid_exists(int(text)))
-
-    submission = make_submission(code, options=f'pid_file = "{pid_file}"')
-    race(submission, tmp_path / "out", budget=2.0, on_status=watch)
-    assert any(alive_while_running)
-    assert not psutil.pid_exists(int(pid_file.read_text()))
-
-
 def test_a_crash_keeps_what_came_before(make_submission, tmp_path):
     """The reason is the exception, the images of the batches before it stay."""
     code = HONEST.replace(
@@ -306,51 +215,6 @@ def test_a_broken_contract_ends_the_run_with_its_message(
     assert log.images_sampled == 16
 
 
-FORGER = """
-import os, struct, time
-import numpy as np
-
-class G:
-    def setup(self, task):
-        pass
-
-    def generate(self, labels, seed):
-        if labels[0] == 0:
-            return np.zeros((len(labels), 3, 8, 8), np.uint8)
-        for fd in range(3, 10):
-            try:
-                os.write(fd, {frame})
-            except OSError:
-                pass
-        time.sleep(600)
-"""
-
-
-@pytest.mark.parametrize(
-    ("frame", "message"),
-    [
-        (
-            "struct.pack('<4sHHIIIIQ', b'DDC1', 5, 3, 1, 16, 8, 8, 2**40)",
-            "of 1099511627776 bytes",
-        ),
-        ("struct.pack('<4sHHIIIIQ', b'DDC1', 5, 3, 9, 16, 8, 8, 3072)", "with batch 9"),
-        ("struct.pack('<4sHHIIIIQ', b'DDC1', 77, 3, 1, 16, 8, 8, 3072)", "unknown kind 77"),
-        ("b'x' * 64", "does not begin like a frame"),
-    ],
-)
-def test_forged_frames_are_refused_before_memory_is_taken(
-    make_submission, tmp_path, frame, message
-):
-    """A header that announces anything but what was asked for ends the run at once."""
-    submission = make_submission(FORGER.replace("{frame}", frame))
-    started = time.monotonic()
-    log = race(submission, tmp_path / "out", budget=30).log
-    assert time.monotonic() - started < 15
-    assert log.stop == "refused"
-    assert message in log.stop_detail
-    assert log.images_sampled == 16
-
-
 def test_a_flood_of_output_is_cut_and_harms_nothing(make_submission, tmp_path):
     """Prints, to any descriptor, cannot reach the frames; the log keeps beginning and end."""
     code = HONEST.replace(
@@ -395,31 +259,6 @@ def test_an_interrupt_keeps_what_came(make_submission, tmp_path):
     assert sampled.log.stop == "interrupted"
     assert len(sampled.data) >= 32
     assert children() <= before
-
-
-def test_the_worker_dies_with_its_supervisor(make_submission, tmp_path):
-    """After kill -9 of the supervisor no process of the run is left, and the spool is."""
-    slow = HONEST.replace("images =", "import time; time.sleep(0.1); images =")
-    submission = make_submission(slow)
-    child = os.fork()
-    if child == 0:
-        try:
-            race(submission, tmp_path / "out", budget=60)
-        finally:
-            os._exit(0)
-    try:
-        spool = tmp_path / "out" / "spool.bin"
-        until = time.monotonic() + 20
-        while not (spool.exists() and spool.stat().st_size) and time.monotonic() < until:
-            time.sleep(0.05)
-        family = psutil.Process(child).children(recursive=True)
-        assert family
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    _, alive = psutil.wait_procs(family, timeout=3)
-    assert not alive
-    assert spool.stat().st_size > 0
 
 
 def test_a_full_disk_stops_the_run_with_what_fits(make_submission, tmp_path, monkeypatch):
@@ -515,28 +354,6 @@ def test_frames_without_end_do_not_hold_up_the_stop(make_submission, tmp_path):
     assert log.images_sampled > 16
 
 
-def test_a_dead_worker_is_noticed_though_its_child_holds_the_pipe(make_submission, tmp_path):
-    """A forked child keeps the frame pipe open; the run ends when the worker does."""
-    code = HONEST.replace(
-        "images[:, 0]",
-        """if labels[0] == 2:
-            import os, time
-            if os.fork() == 0:
-                time.sleep(600)
-            os.kill(os.getpid(), 11)
-        images[:, 0]""",
-    )
-    before = children()
-    started = time.monotonic()
-    log = race(make_submission(code), tmp_path / "out", budget=60).log
-    assert time.monotonic() - started < 30
-    assert log.stop == "crashed"
-    assert "SIGSEGV" in log.stop_detail
-    assert log.images_sampled == 32
-    assert log.seconds.stopping > 0
-    assert children() <= before
-
-
 def test_a_dead_augmentation_pool_ends_the_run_with_its_reason(make_submission, tmp_path):
     """Its processes killed after the last batch came: the run ends at once and says why."""
     killed = []
@@ -605,35 +422,6 @@ def test_a_worker_that_leaves_when_all_is_done_has_not_crashed(make_submission, 
     sampled = race(entry, tmp_path / "out", max_images=20_000, augmentation="pda5")
     assert sampled.log.stop == "images"
     assert len(sampled.data) == 20_000
-
-
-def test_a_frame_pipe_closed_at_the_last_moment_gains_no_time(make_submission, tmp_path):
-    """SIGTERM ignored, the pipe closed just before the deadline: over within two seconds of it."""
-    code = HONEST.replace(
-        "pass",
-        """
-        import os, signal, threading
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        self.close = lambda: [os.close(fd) for fd in range(3, 10) if is_open(fd)]
-""",
-    ).replace(
-        "images =",
-        "import time; self.calls = getattr(self, 'calls', 0) + 1\n"
-        "        if self.calls > 2: time.sleep(1.5); self.close(); time.sleep(600)\n"
-        "        images =",
-    )
-    code += """
-def is_open(fd):
-    import os
-    try:
-        os.fstat(fd)
-        return True
-    except OSError:
-        return False
-"""
-    log = race(make_submission(code), tmp_path / "out", budget=2.0).log
-    assert log.images_sampled == 32
-    assert log.elapsed_seconds < 2.0 + 2.0
 
 
 @pytest.mark.parametrize(("limit", "least", "most"), [(75, 5, 6), (20, 0, 5), (100, 10, 10)])

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import click
 
+from ddchallenge.cli.launch import LaunchOptions, launch_options
 from ddchallenge.errors import RequestError
 
 __all__ = [
@@ -127,6 +128,7 @@ with_sampling = _together(
         show_default=True,
         help="Seed of the run.",
     ),
+    *launch_options,
 )
 
 with_scoring = _together(
@@ -157,7 +159,7 @@ with_scoring = _together(
 )
 
 
-class SamplingOptions(TypedDict):
+class SamplingOptions(LaunchOptions):
     """What a command below :data:`with_sampling` is given; None where nothing was said."""
 
     submission: str | None

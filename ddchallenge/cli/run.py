@@ -89,7 +89,7 @@ def run(
     order = recorded = None
     if rules.track == "generative":
         _refuse(track, {"--images": images, "--labels": labels})
-        order = order_of(rules, spec, judge.device, options)
+        order = order_of(rules, spec, judge.device, data_dir, options)
         origin = order.submission.name
         if record:
             recorded = record_path(order.submission, spec.name, judge.protocol.id)
@@ -104,6 +104,11 @@ def run(
                 "--budget": options["budget"],
                 "--augment": options["augment"],
                 "--max-images": options["max_images"],
+                "--engine": options["engine"],
+                "--memory": options["memory"],
+                "--disk": options["disk"],
+                "--processes": options["processes"],
+                "--cpus": options["cpus"],
                 "--record": record or None,
             },
         )

@@ -5,16 +5,19 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Final, Unpack
 
 import click
+from click.core import ParameterSource
 
-from ddchallenge.cli.output import new_console, print_json, say
+from ddchallenge.cli.launch import launcher_of
+from ddchallenge.cli.output import new_console, print_json, say, waiting
 from ddchallenge.cli.parameters import (
+    PATH,
     SamplingOptions,
     with_data_dir,
-    with_dataset,
     with_device,
+    with_image_size,
     with_json,
     with_out,
     with_sampling,
@@ -31,20 +34,41 @@ if TYPE_CHECKING:
 __all__ = ["end_as_the_generator_did", "order_of", "run_generator", "sample"]
 
 
+_FAILED: Final = {
+    "crashed": "The run crashed",
+    "refused": "The run was refused",
+    "limit": "The run took more than it may",
+    "disk-full": "The disk filled up",
+}
+
+
 @click.command()
-@with_dataset
+@click.option(
+    "--dataset",
+    metavar="D",
+    help="digits, cifar100, tinyimagenet, or folder:PATH with train/<class>/ and val/<class>/.",
+)
+@with_image_size
 @with_sampling
 @with_device
 @with_data_dir
 @with_out
 @with_json
+@click.option(
+    "--recover",
+    type=PATH,
+    metavar="DIR",
+    help="Make the bundle of a run that was killed, of all it had received. "
+    "Goes with --dataset for class folders, else alone.",
+)
 def sample(
-    dataset: str,
+    dataset: str | None,
     image_size: int | None,
     device: str,
     data_dir: Path | None,
     out: Path | None,
     as_json: bool,
+    recover: Path | None,
     **sampling: Unpack[SamplingOptions],
 ) -> None:
     """Run a generator under its budget, to a bundle: half of `run`."""
@@ -53,23 +77,75 @@ def sample(
     from ddchallenge.scoring import resolve_device
 
     console = new_console()
-    spec = open_dataset(console, dataset, image_size)
-    order = order_of(get_rules("generative"), spec, resolve_device(device), sampling)
-    out = free_folder(out, spec, order.submission.name)
-    bundle = run_generator(console, order, data_dir, out)
-    show_audit(console, bundle, spec)
+    if recover is not None:
+        _only(click.get_current_context(), "recover", "dataset", "image_size", "as_json")
+        bundle = _recovered(console, recover, dataset, image_size)
+    else:
+        if dataset is None:
+            raise RequestError(
+                "--dataset is missing.\ndigits, cifar100, tinyimagenet, or folder:PATH."
+            )
+        spec = open_dataset(console, dataset, image_size)
+        rules = get_rules("generative")
+        order = order_of(rules, spec, resolve_device(device), data_dir, sampling)
+        out = free_folder(out, spec, order.submission.name)
+        bundle = run_generator(console, order, data_dir, out)
+        show_audit(console, bundle, spec)
     if as_json:
         print_json({"bundle": str(bundle.folder), "manifest": to_json(bundle.manifest)})
-    end_as_the_generator_did(bundle, out)
+    if recover is None:
+        end_as_the_generator_did(bundle, bundle.folder.parent)
+
+
+def _only(context: click.Context, *names: str) -> None:
+    """Refuse every option that was given on the command line and is none of these."""
+    for name in context.params:
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and name not in names:
+            option = "--" + name.replace("_", "-")
+            raise RequestError(
+                f"{option} means nothing with --recover: that run is over; leave it out."
+            )
+
+
+def _recovered(
+    console: Console, folder: Path, dataset: str | None, image_size: int | None
+) -> Bundle:
+    from ddchallenge.pipeline import recover_bundle
+    from ddchallenge.sampling.recover import read_run
+
+    name = dataset or read_run(folder).dataset
+    try:
+        spec = open_dataset(console, name, image_size)
+    except RequestError:
+        if dataset is not None:
+            raise
+        raise RequestError(
+            f"The run in {folder} was for the class folders {name}.\n"
+            "Say where they lie with --dataset folder:PATH."
+        ) from None
+    with waiting(console, "Reading the spool"):
+        bundle = recover_bundle(folder, spec)
+    log = bundle.manifest.sampling
+    show_audit(console, bundle, spec)
+    say(console, f"{bundle.manifest.images:,} images recovered" + (
+        f": {log.stop_detail}" if log is not None else ""
+    ))  # fmt: skip
+    say(console, f"Bundle: {bundle.folder} (look at {bundle.folder / 'samples.png'})")
+    return bundle
 
 
 def order_of(
     rules: Rules,
     spec: DatasetSpec,
     device: str,
+    data_dir: Path | None,
     options: SamplingOptions,
 ) -> SamplingOrder:
-    """What the options ask a generator for; raises :class:`RequestError` for what cannot be."""
+    """What the options ask a generator for; raises :class:`RequestError` for what cannot be.
+
+    The generator cannot read ``data_dir``.
+    """
     from ddchallenge.augment import get_plan
     from ddchallenge.generator import DEFAULT_SUBMISSION, find_submission, require_dataset
     from ddchallenge.sampling.supervisor import SamplingOrder
@@ -98,6 +174,7 @@ def order_of(
         max_images=max_images,
         augmentation=plan.name,
         training_data=None,
+        launcher=launcher_of(options, data_dir),
     )
 
 
@@ -149,6 +226,6 @@ def end_as_the_generator_did(bundle: Bundle, out: Path) -> None:
     log = bundle.manifest.sampling
     if log is not None and log.stop in ("crashed", "refused", "limit", "disk-full"):
         raise RunError(
-            f"The run {log.stop}: {log.stop_detail}\n"
+            f"{_FAILED[log.stop]}: {log.stop_detail}\n"
             f"The {bundle.manifest.images:,} images it handed over before that are kept in {out}."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,15 +88,13 @@ def free_folder(out: Path | None, spec: DatasetSpec, name: str) -> Path:
     """``out``, else a new folder below ``runs``; raises :class:`OutputError` if it is in use."""
     if out is None:
         out = Path("runs") / f"{spec.name}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for held in (
-        "bundle",
-        "result.json",
-        "confusion.png",
-        "spool.bin",
-        "work",
-        "output.pt",
-        "output-labels.pt",
-    ):
+    if (out / "run.json").exists():
+        raise OutputError(
+            f"{out} has a run that goes on, or was killed before its bundle was written.\n"
+            f"`ddchallenge sample --recover {out}` makes the bundle; or give another --out."
+        )
+    files = ("result.json", "confusion.png", "spool.bin", "output.pt", "output-labels.pt")
+    for held in ("bundle", "work", *files):
         refuse_existing(out / held)
     if (out / "worker.log").is_dir():
         refuse_existing(out / "worker.log")
@@ -105,13 +104,16 @@ def free_folder(out: Path | None, spec: DatasetSpec, name: str) -> Path:
 
 def check_writable(out: Path) -> None:
     """Before hours of work: is ``out`` a folder to write in, or can it be made?"""
+    above = out
     try:
         above = next(folder for folder in (out, *out.absolute().parents) if os.path.lexists(folder))
-        writable = above.is_dir() and os.access(above, os.W_OK | os.X_OK)
+        # Tried and not asked for: os.access knows no read-only mounts and lets root do anything.
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        raise OutputError(f"{out} cannot be written: {above} is no folder to write in.") from None
     except OSError as error:
         raise OutputError(f"{out} cannot be written: {error.strerror}.") from None
-    if not writable:
-        raise OutputError(f"{out} cannot be written: {above} is no folder to write in.")
 
 
 def refuse_existing(path: Path) -> None:

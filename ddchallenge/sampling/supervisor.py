@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 __all__ = ["RUN_FILE", "Sampled", "SamplingOrder", "sample"]
 
 RUN_FILE: Final = "run.json"
+WORK_FOLDER: Final = "work"
 IN_FLIGHT: Final = 2
 TICK_SECONDS: Final = 0.1
 RATE_BATCHES: Final = 8
@@ -102,8 +103,10 @@ class Sampled:
 
     def discard(self) -> None:
         """Delete the spool and what lies beside it: the images are safe elsewhere."""
+        folder = self.spool.path.parent
         self.spool.delete()
-        (self.spool.path.parent / RUN_FILE).unlink(missing_ok=True)
+        (folder / RUN_FILE).unlink(missing_ok=True)
+        shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)  # there if it was recovered
 
 
 @dataclass(slots=True)
@@ -180,7 +183,7 @@ class _Race:
     # ------------------------------------------------------------------------------ the main line
 
     def run(self) -> Sampled:
-        working_dir = self.folder / "work"
+        working_dir = self.folder / WORK_FOLDER
         ours = not self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -464,6 +467,9 @@ class _Race:
     def _note_ending(self, worker: Worker, log: OutputLog) -> None:
         if self._all_sampled():
             return  # it has done its work
+        if exceeded := worker.exceeded():
+            self._end("limit", exceeded)
+            return
         log.drain_rest(worker.output)
         last = log.last_line()
         detail = f"the worker {worker.ending()}" + (f"; it last said: {last}" * bool(last))

@@ -17,7 +17,6 @@ from commanding import COPIES, SPEC, make_command, order_for, tensor
 from ddchallenge.datasets import load_split
 from ddchallenge.errors import SamplingError
 from ddchallenge.pipeline import sample_bundle
-from ddchallenge.records import Limits
 from ddchallenge.sampling.launchers.process import ProcessLauncher
 
 MARK = "ddchallenge-cheat"
@@ -79,14 +78,14 @@ def daemon(what: str, then: str = "time.sleep(600)") -> str:
 
 
 @pytest.mark.parametrize("then", ["time.sleep(600)", "time.sleep(1)"], ids=["stays", "leaves"])
-def test_a_file_written_after_the_end_does_not_count(tmp_path, then):
+def test_a_file_written_after_the_end_does_not_count(tmp_path, box, then):
     """Neither after the deadline nor after the command: all of the run is killed, then looked."""
     late = 2.3 if then == "time.sleep(600)" else 1.3
     entry = make_command(
         tmp_path, daemon(f'time.sleep({late}); shutil.copy("ready.pt", "digits.pt")', then)
     )
     seen = Sightings()
-    text = refused(entry, tmp_path / "out", budget=2.0, on_status=seen)
+    text = refused(entry, tmp_path / "out", budget=2.0, on_status=seen, launcher=box())
     assert "there is no digits.pt" in text
     assert seen.seen
     assert not seen.left()
@@ -148,12 +147,14 @@ def test_a_file_touched_after_the_deadline_is_not_taken(tmp_path, how):
     assert not seen.left()
 
 
-def test_a_whole_file_counts_whoever_is_still_there(tmp_path):
+def test_a_whole_file_counts_whoever_is_still_there(tmp_path, box):
     """The same daemon, idle: the file was whole, so it is taken, and nothing is left running."""
     seen = Sightings()
     entry = make_command(tmp_path, COPIES + daemon("time.sleep(600)"))
     began = time.monotonic()
-    bundle = sample_bundle(order_for(entry, budget=2.0), None, tmp_path / "out", seen)
+    bundle = sample_bundle(
+        order_for(entry, budget=2.0, launcher=box()), None, tmp_path / "out", seen
+    )
     assert time.monotonic() - began < 10
     assert (bundle.data.images == tensor().numpy()).all()
     assert bundle.manifest.sampling.stop == "deadline"
@@ -165,7 +166,7 @@ def test_a_whole_file_counts_whoever_is_still_there(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["link", "link to a folder", "folder", "pipe", "device"])
-def test_only_a_plain_file_of_its_own_is_taken(tmp_path, kind):
+def test_only_a_plain_file_of_its_own_is_taken(tmp_path, box, kind):
     """A link to the test set, a folder, a pipe that would block: none of them is opened."""
     secret = tmp_path / "secret.pt"
     torch.save(tensor(), secret)
@@ -178,7 +179,7 @@ def test_only_a_plain_file_of_its_own_is_taken(tmp_path, kind):
         "device": 'os.symlink("/dev/zero", "digits.pt")',
     }
     entry = make_command(tmp_path, f"import os\n{made[kind]}\n")
-    text = refused(entry, tmp_path / "out")
+    text = refused(entry, tmp_path / "out", launcher=box())
     assert "digits.pt is no plain file" in text
     assert secret.exists()
 
@@ -266,19 +267,19 @@ def test_a_claim_of_a_terabyte_takes_no_memory(tmp_path):
     assert "claims" in text or "is not a usable tensor file" in text
 
 
-def test_a_file_larger_than_allowed_is_not_read(tmp_path):
+def test_a_file_larger_than_allowed_is_not_read(tmp_path, box):
     """A hole of a gigabyte takes no disk, and no memory either: its size is looked at first."""
-    limits = Limits(memory_bytes=1 << 30, disk_bytes=8 << 30)
+    launcher = box(memory_bytes=1 << 30, disk_bytes=8 << 30)
     code = 'import os\nos.truncate(os.open("digits.pt", os.O_CREAT | os.O_RDWR), 1 << 30)\n'
     entry = make_command(tmp_path, code)
-    text = refused(entry, tmp_path / "out", launcher=ProcessLauncher(limits))
+    text = refused(entry, tmp_path / "out", launcher=launcher)
     assert "digits.pt has 1.1 GB, more than the 0.5 GB allowed" in text
 
 
-def test_a_file_of_a_terabyte_cannot_be_made(tmp_path):
+def test_a_file_of_a_terabyte_cannot_be_made(tmp_path, box):
     """The box lets no file become larger than its working folder may."""
     code = 'import os\nos.truncate(os.open("digits.pt", os.O_CREAT | os.O_RDWR), 1 << 40)\n'
-    text = refused(make_command(tmp_path, code), tmp_path / "out")
+    text = refused(make_command(tmp_path, code), tmp_path / "out", launcher=box())
     assert "crashed" in text
 
 

@@ -11,10 +11,10 @@ Standard library only: it starts in milliseconds. Over the socket, JSON objects 
 
 - to the guardian, first, the orders: command, folder, limits, box;
 - to the supervisor ``{"pid"}`` of the worker, once started, its ``{"status"}``, once ended, as
-  waitpid gives it, and ``{"exceeded"}``, which limit;
+  waitpid gives it, and ``{"exceeded"}``, which limit, before all is killed for that;
 - to the guardian ``T``, a polite signal to the worker's group, and ``K``, or the end: kill all.
 
-It ends when nothing of the run lives.
+It ends, with status 0, when the kernel says that it has no child left: nothing of the run lives.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _is_scoped() -> bool:
 
 
 def _watch(control: socket.socket, wake: int, worker: int, limits: watch.Watch) -> None:
-    """Until nothing of the run is left, or the supervisor says so or is gone."""
+    """Until nothing of the run is left, it takes too much, or the supervisor says so or is gone."""
     told = control.fileno()
     while True:
         ready: list[int] = select.select([told, wake], [], [], watch.INTERVAL_SECONDS)[0]
@@ -111,8 +111,6 @@ def _watch(control: socket.socket, wake: int, worker: int, limits: watch.Watch) 
             os.read(wake, 4096)
         if not _reap(control, worker):
             return
-        if exceeded := limits.exceeded():
-            _tell(control, {"exceeded": exceeded})
         if told in ready:
             try:
                 said = control.recv(64)
@@ -121,6 +119,10 @@ def _watch(control: socket.socket, wake: int, worker: int, limits: watch.Watch) 
             if not said or b"K" in said:
                 return
             _signal_group(worker, signal.SIGTERM)
+        elif exceeded := limits.exceeded():
+            # At once: what is too much now is a catastrophe in a second.
+            _tell(control, {"exceeded": exceeded})
+            return
 
 
 def _reap(control: socket.socket | None, worker: int) -> bool:

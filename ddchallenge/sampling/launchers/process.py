@@ -37,8 +37,10 @@ __all__ = ["ProcessLauncher", "WorkerProcess", "enlarge_pipe"]
 
 PIPE_BYTES: Final = 1 << 20
 MESSAGE_BYTES: Final = 4096
-# How long after the guardian's last chance we kill by ourselves what it has not.
-GUARDIAN_SECONDS: Final = 0.3
+# Of KILL_SECONDS the guardian's; in the rest we kill by ourselves what it has not.
+GUARDIAN_SECONDS: Final = 0.5
+# A process may become our child while we look for our children, so we look more than once.
+LOOKS: Final = 3
 # fcntl(2); the fcntl module has the name only on Linux
 _F_SETPIPE_SZ: Final = 1031
 
@@ -266,13 +268,19 @@ class WorkerProcess:
         while self._guardian.poll() is None and time.monotonic() < began + GUARDIAN_SECONDS:
             meanwhile()
             time.sleep(0.005)
-        while survivors := self._survivors():
-            if time.monotonic() > began + KILL_SECONDS:
+        looks = 0
+        while looks < LOOKS:
+            survivors = self._survivors()
+            looks = 0 if survivors else looks + 1
+            if survivors and time.monotonic() > began + KILL_SECONDS:
                 return {f"{pid} ({name})" for pid, name in survivors.items()}
             for pid in survivors:
                 _signal(pid, signal.SIGKILL)
-            meanwhile()
-            time.sleep(0.005)
+            if survivors:
+                meanwhile()
+                time.sleep(0.005)
+            elif self._guardian.returncode == 0:
+                break  # it has ended because it had no child left, which settles it
         self._listen()
         self._stopped = True
         return set()
