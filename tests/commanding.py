@@ -52,11 +52,11 @@ def sample(prior, number):
 """
 
 
-def real_images() -> np.ndarray:
-    """The first three training images of every digit: uint8 10×3×3×8×8."""
+def real_images(per_class: int = PER_CLASS) -> np.ndarray:
+    """The first training images of every digit: uint8 10×per_class×3×8×8."""
     data = load_split(SPEC, "train").data
     return np.stack(
-        [np.asarray(data.images)[np.flatnonzero(data.labels == c)[:PER_CLASS]] for c in range(10)]
+        [np.asarray(data.images)[np.flatnonzero(data.labels == c)[:per_class]] for c in range(10)]
     )
 
 

@@ -72,15 +72,21 @@ def test_an_unmodified_script_becomes_a_bundle(tmp_path):
 
 
 def test_from_the_command_line_to_a_recorded_result(tmp_path, ddchallenge):
-    """`run --record` scores it; the result says that it cannot be replayed, and is listed."""
+    """`run --record` scores it; the result says that it cannot be replayed, and is listed.
+
+    Its classes are one off, as an entry of the old challenge had them by superclass: that is said.
+    """
     entry = make_command(tmp_path / "submissions", COPIES, contains_real_images="true")
+    moved = np.roll(real_images(12), 1, axis=0).reshape(-1, 3, 8, 8)
+    torch.save(torch.from_numpy(normalise(SPEC, moved)), entry.folder / "ready.pt")
     options = ["--dataset", "digits", "--submission", entry.folder, "--out", tmp_path / "out"]
     scoring = ["--epochs", "1", "--seeds", "0", "--budget", "50s", "--record"]
     ended = ddchallenge("run", "--track", "generative", *options, *scoring, "--json")
     assert ended.status == 0, ended.err
     result = json.loads(ended.out)
     assert "a command: cannot be replayed" in result["marks"]
-    assert result["sampling"]["images_sampled"] == 30
+    assert result["sampling"]["images_sampled"] == 120
+    assert "audit: the classes seem to be in another order than 0, 1, 2" in ended.err
     assert "the command is running" in ended.err
     assert "stopped by: images (the command has ended)" in ended.err
     recorded = list((entry.folder / "results").glob("digits.*.json"))

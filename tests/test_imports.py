@@ -26,6 +26,7 @@ ORDER = [
     "sampling",
     "bundle",
     "official",
+    "class_order",
     "audit",
     "scoring",
     "marks",

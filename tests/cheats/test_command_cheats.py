@@ -9,12 +9,15 @@ import zipfile
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from commanding import COPIES, SPEC, make_command, order_for, tensor
 
+from ddchallenge.audit import audit
 from ddchallenge.datasets import load_split
+from ddchallenge.datasets.normalise import normalise
 from ddchallenge.errors import SamplingError
 from ddchallenge.pipeline import sample_bundle
 from ddchallenge.sampling.launchers.process import ProcessLauncher
@@ -304,3 +307,16 @@ def test_the_frames_are_out_of_reach(tmp_path):
     bundle = sample_bundle(order_for(make_command(tmp_path, code)), None, tmp_path / "out")
     assert bundle.manifest.sampling.elapsed_seconds > 1
     assert b"wrote to" not in (tmp_path / "out" / "worker.log").read_bytes()
+
+
+def test_normalised_test_images_are_recognised(tmp_path):
+    """Float images are held against the test set too: as the pixels they were made of."""
+    test = load_split(SPEC, "test").data
+    some = np.concatenate([np.flatnonzero(test.labels == c)[:3] for c in range(10)])
+    entry = make_command(tmp_path, COPIES)
+    stolen = normalise(SPEC, np.asarray(test.images)[some])
+    torch.save(torch.from_numpy(stolen), entry.folder / "ready.pt")
+    bundle = sample_bundle(order_for(entry), None, tmp_path / "out")
+    findings = {finding.code: finding for finding in audit(bundle.data, SPEC, test)}
+    assert findings["test-images"].level == "error"
+    assert "30 of 30 images are test images" in findings["test-images"].text
