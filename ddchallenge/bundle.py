@@ -50,6 +50,8 @@ SAMPLES_FILE: Final = "samples.png"
 
 # A manifest has ten thousand lines of batches at most, about two megabytes.
 _MAX_MANIFEST_BYTES: Final = 64 << 20
+# Environment variables, and lines about what was cut off.
+_MAX_LINES: Final = 1000
 _CHUNK_BYTES: Final = 16 << 20
 _DTYPES: Final = {"uint8": "U8", "float32": "F32", "int64": "I64"}
 
@@ -97,6 +99,7 @@ def write_bundle(
     _check_counts(manifest, data)
     _check_track(manifest)
     _check_sampling(manifest)
+    _check_launch(manifest)
     with atomic_folder(folder) as temporary:
         _write_tensors(temporary / IMAGES_FILE, {"images": data.images, "labels": data.labels})
         write_json(temporary / MANIFEST_FILE, to_json(manifest))
@@ -151,6 +154,7 @@ def read_bundle(folder: Path, spec: DatasetSpec | None = None) -> Bundle:
         _check_classes(manifest, data, spec)
         _check_track(manifest)
         _check_sampling(manifest)
+        _check_launch(manifest)
         digest = tensor_digest(spec, data)
         if digest != manifest.digest:
             raise BundleError(
@@ -169,7 +173,7 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         document = read_json(path, _MAX_MANIFEST_BYTES)
         schema = document.get("schema") if isinstance(document, dict) else None
-        if isinstance(schema, int) and schema != MANIFEST_SCHEMA:
+        if type(schema) is int and schema != MANIFEST_SCHEMA:
             raise BundleError(
                 f"its manifest is of schema {schema}, this version reads {MANIFEST_SCHEMA}"
             )
@@ -290,6 +294,21 @@ def _check_sampling(manifest: Manifest) -> None:
     for problem, holds in facts.items():
         if not holds:
             raise BundleError(f"sampling: {problem}")
+
+
+def _check_launch(manifest: Manifest) -> None:
+    """A box is described in a few lines, and only what was sampled ran in one."""
+    launch = manifest.launch
+    if manifest.sampling is None and (launch is not None or manifest.recovered):
+        raise BundleError("launch: nothing was sampled, so nothing was launched or recovered")
+    if launch is None:
+        return
+    if max(len(launch.environment), len(launch.sandbox)) > _MAX_LINES:
+        raise BundleError(f"launch: more than {_MAX_LINES} lines")
+    limits = launch.limits
+    whole = (limits.memory_bytes, limits.processes, limits.open_files, limits.disk_bytes)
+    if min(whole) < 1 or max(whole) >= 1 << 63 or (limits.cpus is not None and limits.cpus <= 0):
+        raise BundleError("launch.limits: no machine has these")
 
 
 def _check_track(manifest: Manifest) -> None:

@@ -48,6 +48,7 @@ __all__ = [
     "list_submissions",
     "read_submission",
     "require_dataset",
+    "submission_files",
 ]
 
 DEFAULT_SUBMISSION: Final = "gaussian"
@@ -358,13 +359,12 @@ def is_python(program: str) -> bool:
     return program in ("python", "python3")
 
 
-def folder_digest(folder: Path) -> str:
-    """Hex SHA-256 over the relative paths and contents of a submission's files, sorted by path.
+def submission_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """The files that make a submission what it is, as ``(a/relative/path, where)``, sorted by path.
 
     ``README.md``, recorded results and what tools leave behind do not count. Raises
     :class:`SubmissionError` for a symbolic link: it could point outside the folder.
     """
-    digest = hashlib.sha256(b"ddchallenge-submission-1\0")
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         results = relative.parts[0] == "results" and relative.suffix == ".json"
@@ -373,9 +373,16 @@ def folder_digest(folder: Path) -> str:
         if path.is_symlink():
             raise SubmissionError(f"{path} is a symbolic link; a submission holds plain files.")
         if path.is_file():
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").digest()
-            digest.update(relative.as_posix().encode() + b"\0" + content)
+            yield relative.as_posix(), path
+
+
+def folder_digest(folder: Path) -> str:
+    """Hex SHA-256 over the relative paths and contents of :func:`submission_files`."""
+    digest = hashlib.sha256(b"ddchallenge-submission-1\0")
+    for relative, path in submission_files(folder):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").digest()
+        digest.update(relative.encode() + b"\0" + content)
     return digest.hexdigest()
 
 

@@ -85,6 +85,13 @@ def manifest(data, **changes):
     return replace(made, **changes)
 
 
+LIMITS = {
+    "memory_bytes": 1 << 30, "processes": 9, "open_files": 9, "disk_bytes": 9, "cpus": None,
+}  # fmt: skip
+BOX = {
+    "launcher": "process", "engine": None, "image": None, "limits": LIMITS, "environment": ["PATH"],
+    "landlock": 7, "sandbox": ["network: none"],
+}  # fmt: skip
 SHEET = PIL.Image.new("RGB", (4, 4), "white")
 
 
@@ -216,6 +223,12 @@ def test_a_manifest_that_disagrees_is_not_written(tmp_path):
         ({"ranked": ...}, "manifest.json: ranked is missing"),
         ({"sampling": {"stop": "tired"}}, r"sampling\.rules_id, sampling\.budget_seconds, .* are"),
         ({"extra": 1}, "manifest.json: extra is not known here"),
+        ({"launch": {"launcher": "boat"}}, r"launch\.engine, .* are missing"),
+        ({"launch": BOX | {"launcher": "boat"}}, "expected one of 'process', 'container'"),
+        ({"launch": BOX | {"sandbox": ["x"] * 1001}}, "launch: more than 1000 lines"),
+        ({"launch": BOX | {"limits": LIMITS | {"processes": -1}}}, "no machine has these"),
+        ({"launch": BOX, "sampling": None}, "nothing was sampled, so nothing was launched"),
+        ({"recovered": 1}, "recovered: expected true or false, found 1"),
     ],
 )
 def test_a_manifest_that_disagrees_is_refused(bundle, changes, message):

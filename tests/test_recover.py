@@ -26,8 +26,20 @@ SLOW = HONEST.replace("images =", "import time; time.sleep(0.03); images =")
 IMAGE = 3 * 8 * 8
 
 
-def killed_run(submission, out: Path, enough, **changes) -> None:
-    """Sample in a process of its own and kill -9 it once ``enough`` bytes are in the spool."""
+def images_in(spool: Path) -> tuple[int, int]:
+    """How many sampled images have whole entries in a spool, and how many have copies there."""
+    raw = spool.read_bytes() if spool.exists() else b""
+    place = sampled = copied = 0
+    while place + ENTRY.size <= len(raw):
+        _, copies, _, _, count, _, _ = ENTRY.unpack_from(raw, place)
+        place += ENTRY.size + count * max(copies, 1) * IMAGE
+        if place <= len(raw):
+            sampled, copied = (sampled, copied + count) if copies else (sampled + count, copied)
+    return sampled, copied
+
+
+def killed_run(submission, out: Path, *, sampled: int, copied: int = 0, **changes) -> None:
+    """Sample in a process of its own and kill -9 it once so many images are in the spool."""
     child = os.fork()
     if child == 0:
         try:
@@ -35,22 +47,24 @@ def killed_run(submission, out: Path, enough, **changes) -> None:
         finally:
             os._exit(0)
     spool = out / "spool.bin"
-    until = time.monotonic() + 30
-    while time.monotonic() < until and not (spool.exists() and spool.stat().st_size > enough):
-        time.sleep(0.005)
+    until = time.monotonic() + 50
+    while time.monotonic() < until:
+        found = images_in(spool)
+        if found[0] >= sampled and found[1] >= copied:
+            break
+        time.sleep(0.01)
     family = psutil.Process(child).children(recursive=True)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     _, alive = psutil.wait_procs(family, timeout=5)
     assert not alive
-    assert spool.stat().st_size > enough
 
 
 def test_a_killed_supervisor_loses_nothing(make_submission, tmp_path):
     """Every whole frame is in the bundle, which says that it was recovered, and never ranks."""
     out = tmp_path / "out"
     submission = make_submission(SLOW)
-    killed_run(submission, out, enough=5 * 16 * IMAGE)
+    killed_run(submission, out, sampled=80)
     whole = (out / "spool.bin").stat().st_size // (ENTRY.size + 16 * IMAGE)
     # What being killed in the middle of a write leaves.
     with (out / "spool.bin").open("ab") as file:
@@ -61,7 +75,7 @@ def test_a_killed_supervisor_loses_nothing(make_submission, tmp_path):
     assert manifest.recovered
     assert manifest.submission == submission.identity
     assert manifest.launch.launcher == "process"
-    assert len(bundle.data) == log.images_sampled == whole * 16 >= 5 * 16
+    assert len(bundle.data) == log.images_sampled == whole * 16 >= 80
     assert (bundle.data.images[:, 0, 0, 0] == bundle.data.labels).all()
     assert log.stop == "interrupted"
     assert "supervisor was killed" in log.stop_detail
@@ -76,7 +90,9 @@ def test_a_killed_supervisor_loses_nothing(make_submission, tmp_path):
 def test_copies_that_were_made_are_recovered(make_submission, tmp_path):
     """Whole rounds keep their copies, each what the plan makes of its image; the rest goes."""
     out = tmp_path / "out"
-    killed_run(make_submission(SLOW, batch_size="7"), out, enough=600 * IMAGE, augmentation="pda5")
+    killed_run(
+        make_submission(SLOW, batch_size="7"), out, sampled=70, copied=40, augmentation="pda5"
+    )
     bundle = recover_bundle(out, SPEC)
     log = bundle.manifest.sampling
     assert log.images_augmented > 0

@@ -43,7 +43,7 @@ def read_run(folder: Path) -> RunRecord:
     try:
         document = read_json(path, MAX_RUN_BYTES)
         schema = document.get("schema") if isinstance(document, dict) else None
-        if isinstance(schema, int) and schema != RUN_SCHEMA:
+        if type(schema) is int and schema != RUN_SCHEMA:
             raise DocumentError(f"{path}: schema {schema}, this version reads {RUN_SCHEMA}")
         about = from_json(RunRecord, document, str(path))
     except DocumentError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import sys
 import traceback
 from dataclasses import asdict, replace
@@ -214,6 +215,11 @@ def _give_up(frames: int, kind: Kind, text: str) -> int:
 
 def main() -> int:
     """Serve until the request pipe closes; 1 after a failure that was reported as a frame."""
+    if os.getpid() == 1:
+        # In a container the kernel passes on no signal to the first process that it has not asked
+        # for, and nobody has prepared the empty folder it may write to.
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
+        Path(os.environ["TMPDIR"]).mkdir(exist_ok=True)
     # The pipes move to descriptors no print can reach; stdout becomes the log, stdin is empty.
     requests, frames = os.dup(0), os.dup(1)
     os.dup2(2, 1)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from ddchallenge.errors import RequestError
 from ddchallenge.generator import Submission
 from ddchallenge.records import LauncherName, LaunchRecord, Limits
 
@@ -27,6 +28,7 @@ __all__ = [
     "Launcher",
     "Places",
     "Worker",
+    "check_memory",
     "default_limits",
 ]
 
@@ -47,6 +49,18 @@ def default_limits() -> Limits:
     import psutil
 
     return Limits(memory_bytes=int(psutil.virtual_memory().total * MEMORY_SHARE))
+
+
+def check_memory(limit_bytes: int) -> None:
+    """Raise :class:`RequestError` where a run may take more memory than this machine has."""
+    import psutil
+
+    total = psutil.virtual_memory().total
+    if limit_bytes > total:
+        raise RequestError(
+            f"A memory limit of {limit_bytes / (1 << 30):,.1f} GiB is above the "
+            f"{total / (1 << 30):,.1f} GiB this machine has.\nName less, or leave it out."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

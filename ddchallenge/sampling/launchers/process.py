@@ -19,7 +19,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from ddchallenge.errors import RequestError
 from ddchallenge.generator import Submission
 from ddchallenge.records import LauncherName, LaunchRecord, Limits
 from ddchallenge.sampling.launchers import (
@@ -27,6 +26,7 @@ from ddchallenge.sampling.launchers import (
     GRACE_SECONDS,
     KILL_SECONDS,
     Places,
+    check_memory,
     default_limits,
     sandbox,
 )
@@ -55,18 +55,11 @@ class ProcessLauncher:
     name: LauncherName = "process"
 
     def __init__(self, limits: Limits | None = None, hidden: tuple[Path, ...] = ()) -> None:
-        import psutil
-
         self.limits = limits or default_limits()
         self._hidden = hidden
         self._landlock = sandbox.landlock_abi()
         self._seccomp = sandbox.seccomp_known()
-        total = psutil.virtual_memory().total
-        if self.limits.memory_bytes > total:
-            raise RequestError(
-                f"A memory limit of {self.limits.memory_bytes / (1 << 30):,.1f} GiB is above the "
-                f"{total / (1 << 30):,.1f} GiB this machine has.\nName less, or leave it out."
-            )
+        check_memory(self.limits.memory_bytes)
 
     def prepare(
         self, submission: Submission, device: str, say: Callable[[str], None] = lambda line: None

@@ -1,0 +1,391 @@
+"""A worker in a container of docker or podman, for code nobody has read.
+
+``engine`` finds the engine, ``image`` builds what is run, ``box`` lists what is cut off,
+``remover`` sees to it that the container does not outlive its supervisor. Frames come through
+the pipe of the engine's client process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Final
+
+from ddchallenge.errors import RequestError, RunError
+from ddchallenge.generator import Submission
+from ddchallenge.records import LauncherName, LaunchRecord, Limits
+from ddchallenge.sampling.launchers import (
+    ENDING_SECONDS,
+    GRACE_SECONDS,
+    KILL_SECONDS,
+    Places,
+    check_memory,
+    default_limits,
+    sandbox,
+)
+from ddchallenge.sampling.launchers.box import (
+    TRAINING,
+    WORK,
+    box_environment,
+    box_options,
+    breaches,
+    mount_training,
+)
+from ddchallenge.sampling.launchers.cgroup import ControlGroup
+from ddchallenge.sampling.launchers.engine import Engine, EngineName, find_engine, last_lines
+from ddchallenge.sampling.launchers.image import (
+    HARNESS_IMAGE,
+    SUBMISSION,
+    Image,
+    submission_image,
+)
+from ddchallenge.sampling.launchers.process import enlarge_pipe
+
+__all__ = ["ContainerLauncher", "ContainerWorker"]
+
+# How often a client is asked for the container's process until it is known.
+LOOK_SECONDS: Final = 0.25
+# For processes that have nothing more to do.
+CLOSING_SECONDS: Final = 1.0
+# What docker and podman end with when they could not start anything.
+_ENGINE_FAILED: Final = (125, 126, 127)
+
+
+class ContainerLauncher:
+    """Starts workers in containers; a :class:`~ddchallenge.sampling.launchers.Launcher`.
+
+    ``engine`` is the engine to use, the first that works if None. ``DDCHALLENGE_IMAGE`` names the
+    harness image if it is not ``ddchallenge``; ``DDCHALLENGE_BUILD_OPTIONS`` are further options
+    of ``engine build`` where a submission brings packages of its own. Raises
+    :class:`RequestError` for limits this machine does not have.
+    """
+
+    name: LauncherName = "container"
+
+    def __init__(self, limits: Limits | None = None, engine: EngineName | None = None) -> None:
+        self.limits = limits or default_limits()
+        self._wanted = engine
+        self._engine: Engine | None = None
+        self._image: Image | None = None
+        self._options: tuple[tuple[str, str], ...] = ()
+        self._environment: dict[str, str] = {}
+        self._training = False
+        check_memory(self.limits.memory_bytes)
+        processors = os.cpu_count() or 1
+        if self.limits.cpus is not None and not 0 < self.limits.cpus <= processors:
+            raise RequestError(
+                f"{self.limits.cpus:g} processors cannot be had: this machine has {processors}.\n"
+                "Name less, or leave it out."
+            )
+
+    def prepare(
+        self, submission: Submission, device: str, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """Find the engine, build or find the image, and try the box."""
+        self._engine = self._engine or find_engine(self._wanted)
+        name = os.environ.get("DDCHALLENGE_IMAGE", HARNESS_IMAGE)
+        more = tuple(shlex.split(os.environ.get("DDCHALLENGE_BUILD_OPTIONS", "")))
+        self._image = submission_image(self._engine, submission, name, more, say)
+        gpu = device.startswith("cuda")
+        self._options = box_options(self._engine.name, self.limits, gpu=gpu)
+        self._environment = box_environment(self._engine.name)
+        self._training = submission.needs_training_data
+        self._try(gpu)
+
+    def _try(self, gpu: bool) -> None:
+        """Look at the box from inside, with the options a worker will get."""
+        engine, image = self._prepared()
+        done = engine.ask(
+            *self._run(f"ddchallenge-try-{secrets.token_hex(8)}"),
+            "--rm",
+            "--entrypoint",
+            "python",
+            image.id,
+            "-P",
+            "-m",
+            "ddchallenge.sampling.launchers.box",
+        )
+        if done.returncode != 0:
+            said = last_lines(done.stderr, 2) or "it says nothing"
+            if gpu:
+                raise RequestError(
+                    f"{engine.name} cannot give a GPU to a container: {said}\n"
+                    "It needs a GPU here and the NVIDIA Container Toolkit"
+                    f"{' with a CDI file (`nvidia-ctk cdi generate`)' * (engine.name == 'podman')}"
+                    "; or take --device cpu."
+                )
+            raise RunError(f"{engine.name} cannot make the box a submission runs in: {said}")
+        if problems := breaches(json.loads(done.stdout), self.limits, gpu=gpu):
+            raise RunError(
+                f"{engine.name} makes a box that is not closed: {'; '.join(problems)}.\n"
+                "Without root, podman limits a container only with control groups v2 that are "
+                "delegated to the user; as root, or with docker, it does not need that."
+            )
+
+    def _prepared(self) -> tuple[Engine, Image]:
+        if self._engine is None or self._image is None:
+            raise RuntimeError("prepare() comes first")
+        return self._engine, self._image
+
+    def _run(self, name: str) -> list[str]:
+        labels = {
+            "ddchallenge.run": name,
+            "ddchallenge.supervisor": f"{os.getpid()}@{socket.gethostname()}",
+        }
+        return [
+            "run",
+            "--interactive",
+            f"--name={name}",
+            *(f"--label={key}={value}" for key, value in labels.items()),
+            *(f"{option}={value}" for option, value in self._options),
+            *(f"--env={key}={value}" for key, value in self._environment.items()),
+        ]
+
+    def inside(self, places: Places) -> Places:
+        """The places in the container; of what is hidden there is nothing in it."""
+        return Places(
+            submission=SUBMISSION,
+            working_dir=WORK,
+            training_data=TRAINING if places.training_data else None,
+        )
+
+    def start(
+        self, places: Places, spare: Callable[[], Collection[int]] = tuple
+    ) -> ContainerWorker:
+        """Start the container and, beside it, its remover."""
+        del spare  # who is the run's is for the container to say
+        engine, image = self._prepared()
+        name = f"ddchallenge-run-{secrets.token_hex(8)}"
+        run = self._run(name)
+        if places.training_data is not None:
+            run.append("=".join(mount_training(places.training_data.resolve())))
+        # The folder outside stays empty: a worker in a container writes to memory.
+        return ContainerWorker(engine, name, engine.command(*run, image.id), self.limits)
+
+    def record(self) -> LaunchRecord:
+        """The engine, the image, and the options it is run with."""
+        engine, image = self._prepared()
+        cut = [f"{option}={value}" for option, value in self._options]
+        if self._training:
+            cut.append(f"--mount=type=bind,target={TRAINING},readonly")
+        cut.append(f"the submission's own layer of the image is {image.layer}")
+        return LaunchRecord(
+            launcher=self.name,
+            engine=f"{engine.name} {engine.version}",
+            image=image.id,
+            limits=self.limits,
+            environment=tuple(sorted(self._environment)),
+            landlock=None,
+            sandbox=tuple(cut),
+        )
+
+
+class ContainerWorker:
+    """A running container: a :class:`~ddchallenge.sampling.launchers.Worker`."""
+
+    def __init__(self, engine: Engine, name: str, command: list[str], limits: Limits) -> None:
+        self._engine = engine
+        self._name = name
+        self._limits = limits
+        self._group: ControlGroup | None = None
+        self._question: subprocess.Popen[bytes] | None = None
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        self._exceeded: str | None = None
+        self._stopped = False
+        if sys.platform == "linux":
+            # Podman leaves processes of its own behind: they are for init to bury, not for us.
+            sandbox.prctl(sandbox.PR_SET_CHILD_SUBREAPER, 0)
+        self._remover = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(Path(__file__).with_name("remover.py")),
+             engine.program, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+            bufsize=0,
+        )  # fmt: skip
+        self._client = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            bufsize=0,
+        )
+        self._tell_remover(f"{self._client.pid}\n")
+        pipes = (self._client.stdin, self._client.stdout, self._client.stderr)
+        self._files = [pipe for pipe in pipes if pipe is not None]
+        self.requests, self.frames, self.output = (file.fileno() for file in self._files)
+        enlarge_pipe(self.frames)
+        for descriptor in (self.requests, self.frames, self.output):
+            os.set_blocking(descriptor, False)
+
+    def _tell_remover(self, text: str) -> None:
+        try:
+            if self._remover.stdin is not None:
+                self._remover.stdin.write(text.encode())
+        except OSError:
+            pass  # it was killed; stop() does without it
+
+    def has_ended(self) -> bool:
+        """Whether the container's client is no more; it lives as long as the worker."""
+        return self._client.poll() is not None
+
+    def ending(self) -> str:
+        """How the worker ended, for people; waits a moment for it to be known."""
+        try:
+            status = self._client.wait(timeout=ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "closed its frame pipe and went on running"
+        if status in _ENGINE_FAILED:
+            return f"could not be started by {self._engine.name} (exit status {status})"
+        if status == 128 + signal.SIGKILL:
+            memory = f" (out of {_mib(self._limits.memory_bytes)} of memory?)"
+            return "was killed by SIGKILL" + memory
+        if status > 128:
+            try:
+                return f"was killed by {signal.Signals(status - 128).name}"
+            except ValueError:
+                pass
+        return f"ended with exit status {status}"
+
+    def exceeded(self) -> str | None:
+        """Which limit the kernel has enforced, where the container's group can be seen."""
+        if self._exceeded or self._stopped:
+            return self._exceeded
+        if self._group is None:
+            self._look_for_group()
+        elif self._group.killed_for_memory():
+            most = _mib(self._limits.memory_bytes)
+            self._exceeded = f"over {most} of memory, {most} are allowed"
+        elif self._group.refused_processes():
+            most = f"{self._limits.processes:,}"
+            self._exceeded = f"over {most} processes and threads, {most} are allowed"
+        return self._exceeded
+
+    def _look_for_group(self) -> None:
+        """Ask the engine for the container's process, without waiting for the answer."""
+        if self._question is None:
+            if (now := time.monotonic()) >= self._next_look:
+                self._next_look = now + LOOK_SECONDS
+                self._question = self._ask("container", "inspect", "--format", "{{.State.Pid}}")
+        elif self._question.poll() is not None:
+            said = self._question.stdout.read() if self._question.stdout else b""
+            if (pid := said.strip()).isdigit() and int(pid) > 0:
+                self._group = ControlGroup.of(int(pid))
+            _close(self._question)
+            self._question = None
+
+    def _ask(self, *arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._engine.command(*arguments, self._name),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def stop(self, meanwhile: Callable[[], None], *, grace: float = GRACE_SECONDS) -> set[str]:
+        """Stop the container: a polite signal, ``grace`` seconds, then removal and the proof.
+
+        The proof is the engine's word that there is no such container, and the kernel's that its
+        control group is empty. What the engine has not done in time the remover goes on with.
+        """
+        if self._stopped:
+            return set()
+        if self._exceeded:
+            grace, slack = 0.0, grace  # it has had its chance; many take long to die
+        else:
+            slack = 0.0
+        polite_until = time.monotonic() + grace
+        until = polite_until + slack + KILL_SECONDS
+        polite = self._ask("kill", "--signal=TERM") if grace and not self.has_ended() else None
+        while time.monotonic() < polite_until and not self.has_ended():
+            meanwhile()
+            time.sleep(0.01)
+        if self._group is not None:
+            self._group.kill()  # where we may; the engine takes a moment for it
+        left = True
+        while left and time.monotonic() < until:
+            self._until(self._ask("rm", "--force", "--volumes"), until, meanwhile)
+            # By now a client has nothing to wait for, unless it is still making the container.
+            self._client_gone(meanwhile)
+            left = not self._is_gone(until, meanwhile)
+        if polite is not None:
+            polite.kill()
+            _close(polite)
+        if left and (self._group is None or self._group.processes()):
+            return {f"container {self._name}"}
+        self._stopped = True
+        if not left:
+            self._tell_remover("done\n")
+        return set()
+
+    def _client_gone(self, meanwhile: Callable[[], None]) -> None:
+        until = time.monotonic() + ENDING_SECONDS
+        while self._client.poll() is None and time.monotonic() < until:
+            meanwhile()
+            time.sleep(0.005)
+        self._client.kill()
+
+    def _is_gone(self, until: float, meanwhile: Callable[[], None]) -> bool:
+        question = subprocess.Popen(
+            self._engine.command("ps", "--all", "--quiet", "--filter", f"name=^{self._name}$"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        said = self._until(question, until, meanwhile)
+        return said == b"" and (self._group is None or not self._group.processes())
+
+    def _until(
+        self, command: subprocess.Popen[bytes], until: float, meanwhile: Callable[[], None]
+    ) -> bytes | None:
+        """What a short command printed; None if it failed or is not done in time."""
+        while command.poll() is None and time.monotonic() < until:
+            meanwhile()
+            time.sleep(0.005)
+        if command.poll() is None:
+            command.kill()
+            _close(command)
+            return None
+        said = command.stdout.read().strip() if command.stdout else b""
+        _close(command)
+        return said if command.returncode == 0 else None
+
+    def close(self) -> None:
+        """Close our ends of the pipes; the remover ends, at once or when it has done its work."""
+        for file in self._files:
+            file.close()
+        if self._question is not None:
+            self._question.kill()
+            _close(self._question)
+        if self._remover.stdin is not None:
+            self._remover.stdin.close()
+        if self._stopped:
+            for process in (self._client, self._remover):
+                try:
+                    process.wait(CLOSING_SECONDS)
+                except subprocess.TimeoutExpired:
+                    pass  # the engine was too slow; the remover goes on
+
+
+def _close(command: subprocess.Popen[bytes]) -> None:
+    if command.stdout is not None:
+        command.stdout.close()
+    command.wait()
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):,.0f} MiB"
