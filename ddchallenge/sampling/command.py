@@ -252,8 +252,10 @@ class _Run:
     def _stop(self, worker: Worker) -> None:
         """Stop everything at once, and prove it: nobody must write to the file any more."""
         try:
-            left = worker.stop(lambda: self._drain(worker), grace=0.0)
-            if left:
+            # There was no grace, so there is time for a second try, should an engine be slow.
+            if worker.stop(lambda: self._drain(worker), grace=0.0) and (
+                left := worker.stop(lambda: self._drain(worker), grace=0.0)
+            ):
                 self.unstoppable = f"cannot be killed: {', '.join(sorted(left))}"
             self.log.drain_rest(worker.output)
         finally:

@@ -6,6 +6,7 @@ import os
 import pickle
 import time
 import zipfile
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from ddchallenge.datasets import load_split
 from ddchallenge.datasets.normalise import normalise
 from ddchallenge.errors import SamplingError
 from ddchallenge.pipeline import sample_bundle
+from ddchallenge.sampling.launchers import default_limits
 from ddchallenge.sampling.launchers.process import ProcessLauncher
 
-MARK = "ddchallenge-cheat"
+MARK = f"ddchallenge-cheat-{os.getpid()}"
 
 
 class Sightings:
@@ -32,7 +34,7 @@ class Sightings:
         self.seen: set[psutil.Process] = set()
 
     def __call__(self, status) -> None:
-        for process in psutil.Process().children(recursive=True):
+        for process in psutil.process_iter():  # those in a container are no children of ours
             try:
                 if MARK in " ".join(process.cmdline()):
                     self.seen.add(process)
@@ -169,7 +171,7 @@ def test_a_whole_file_counts_whoever_is_still_there(tmp_path, box):
 
 
 @pytest.mark.parametrize("kind", ["link", "link to a folder", "folder", "pipe", "device"])
-def test_only_a_plain_file_of_its_own_is_taken(tmp_path, box, kind):
+def test_only_a_plain_file_of_its_own_is_taken(tmp_path, kind):
     """A link to the test set, a folder, a pipe that would block: none of them is opened."""
     secret = tmp_path / "secret.pt"
     torch.save(tensor(), secret)
@@ -182,7 +184,7 @@ def test_only_a_plain_file_of_its_own_is_taken(tmp_path, box, kind):
         "device": 'os.symlink("/dev/zero", "digits.pt")',
     }
     entry = make_command(tmp_path, f"import os\n{made[kind]}\n")
-    text = refused(entry, tmp_path / "out", launcher=box())
+    text = refused(entry, tmp_path / "out")
     assert "digits.pt is no plain file" in text
     assert secret.exists()
 
@@ -270,20 +272,36 @@ def test_a_claim_of_a_terabyte_takes_no_memory(tmp_path):
     assert "claims" in text or "is not a usable tensor file" in text
 
 
-def test_a_file_larger_than_allowed_is_not_read(tmp_path, box):
+def test_a_file_larger_than_allowed_is_not_read(tmp_path):
     """A hole of a gigabyte takes no disk, and no memory either: its size is looked at first."""
-    launcher = box(memory_bytes=1 << 30, disk_bytes=8 << 30)
+    limits = replace(default_limits(), memory_bytes=1 << 30, disk_bytes=8 << 30)
     code = 'import os\nos.truncate(os.open("digits.pt", os.O_CREAT | os.O_RDWR), 1 << 30)\n'
     entry = make_command(tmp_path, code)
-    text = refused(entry, tmp_path / "out", launcher=launcher)
+    text = refused(entry, tmp_path / "out", launcher=ProcessLauncher(limits))
     assert "digits.pt has 1.1 GB, more than the 0.5 GB allowed" in text
 
 
-def test_a_file_of_a_terabyte_cannot_be_made(tmp_path, box):
+def test_a_file_of_a_terabyte_cannot_be_made(tmp_path):
     """The box lets no file become larger than its working folder may."""
     code = 'import os\nos.truncate(os.open("digits.pt", os.O_CREAT | os.O_RDWR), 1 << 40)\n'
-    text = refused(make_command(tmp_path, code), tmp_path / "out", launcher=box())
+    text = refused(make_command(tmp_path, code), tmp_path / "out")
     assert "crashed" in text
+
+
+def test_many_files_fill_no_more_than_allowed(tmp_path, box):
+    """All files together are bounded as well, in a container too, though its folder is ours."""
+    code = """
+        import time
+        for number in range(64):
+            with open(f"part-{number}", "wb") as file:
+                file.write(bytes(8 << 20))
+            time.sleep(0.05)
+        time.sleep(600)
+    """
+    launcher = box(disk_bytes=64 << 20)
+    text = refused(make_command(tmp_path, code), tmp_path / "out", launcher=launcher)
+    assert "stopped by limit" in text
+    assert "MiB of files, 64 MiB are allowed" in text
 
 
 def test_the_frames_are_out_of_reach(tmp_path):
