@@ -199,7 +199,7 @@ class _Run:
                 if worker.frames in ready:
                     self._receive(worker, reader)
                 elif ended:
-                    self._end("crashed", f"the worker {worker.ending()}")
+                    self._note_ending(worker)
 
     def _send(self, worker: Worker, outbox: bytearray) -> None:
         try:
@@ -235,7 +235,13 @@ class _Run:
         except WireError as error:
             self._end("refused", f"the worker broke the frame protocol: {error}")
         if reader.closed:
-            self._end("crashed", f"the worker {worker.ending()}")
+            self._note_ending(worker)
+
+    def _note_ending(self, worker: Worker) -> None:
+        how = worker.ending()
+        if exceeded := worker.exceeded():  # what takes too much is killed before we can ask
+            self._end("limit", exceeded)
+        self._end("crashed", f"the worker {how}")
 
     def _end(self, reason: StopReason, detail: str) -> None:
         """Note why the run ends; the first reason stays."""

@@ -302,6 +302,7 @@ def test_many_files_fill_no_more_than_allowed(tmp_path, box):
     text = refused(make_command(tmp_path, code), tmp_path / "out", launcher=launcher)
     assert "stopped by limit" in text
     assert "MiB of files, 64 MiB are allowed" in text
+    assert not (tmp_path / "out" / "output.pt").exists()
 
 
 def test_the_frames_are_out_of_reach(tmp_path):
