@@ -4,7 +4,7 @@ A submission is a folder::
 
     submissions/<name>/
       submission.toml    what it is, and where its generator lies
-      generate.py        the generator
+      generate.py        the generator, or a script that writes a tensor file by itself
       README.md          for people
       results/           recorded results, one JSON file for each dataset and protocol
 """
@@ -40,11 +40,13 @@ if TYPE_CHECKING:
 __all__ = [
     "CONFIG_NAME",
     "DEFAULT_SUBMISSION",
+    "Command",
     "Generator",
     "ListedSubmission",
     "Submission",
     "find_submission",
     "is_name",
+    "is_python",
     "list_submissions",
     "read_submission",
     "require_dataset",
@@ -64,6 +66,7 @@ _WEIGHTS: Final = frozenset(
     {".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npy", ".npz", ".onnx", ".gguf", ".h5"}
 )
 MAX_BATCH_SIZE: Final = 65_536
+DATASET_FIELD: Final = "{dataset}"
 
 
 @runtime_checkable
@@ -85,17 +88,39 @@ class Generator(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A program that writes an official tensor file into its working folder, all by itself.
+
+    ``arguments`` begin with the program. ``output`` and ``labels`` are plain file names: N×3×S×S
+    images and, unless they are class-major, N labels. ``{dataset}`` in any of them stands for the
+    name of the data set.
+    """
+
+    arguments: tuple[str, ...]
+    output: str
+    labels: str | None
+
+    def on(self, spec: DatasetSpec) -> Command:
+        """The same command, made out to one data set."""
+        named = [text.replace(DATASET_FIELD, spec.name) for text in (*self.arguments, self.output)]
+        labels = self.labels and self.labels.replace(DATASET_FIELD, spec.name)
+        return Command(arguments=tuple(named[:-1]), output=named[-1], labels=labels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """A validated ``submission.toml``.
 
-    ``images_per_class`` is how many images a class the entrant wants to hand in, None for as many
-    as the budget allows. ``ranked`` is false for reference lines.
+    It has an ``entry_point`` or a ``command``; the other is empty or None. ``images_per_class`` is
+    how many images a class the entrant wants to hand in, None for as many as the budget allows.
+    ``ranked`` is false for reference lines.
     """
 
     folder: Path
     name: str
     authors: tuple[str, ...]
     entry_point: str
+    command: Command | None
     datasets: tuple[str, ...]
     needs_training_data: bool
     augmentation: str
@@ -188,6 +213,25 @@ def _entry_point(value: Any) -> str:
     raise ValueError('"module:Class", the module being a .py file beside submission.toml')
 
 
+def _command(value: Any) -> tuple[str, ...]:
+    try:
+        arguments = _texts(value)
+    except ValueError:
+        arguments = ("\0",)
+    if any("\0" in argument for argument in arguments):
+        raise ValueError('a list of texts, the program first, such as ["python", "submit.py"]')
+    return arguments
+
+
+def _file_name(value: Any) -> str:
+    # Letters, digits, _ . - and {dataset}: nothing that could lead out of the working folder.
+    if isinstance(value, str) and len(value) <= 100:
+        plain = value.replace(DATASET_FIELD, "dataset")
+        if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", plain):
+            return value
+    raise ValueError('a plain file name such as "cifar100.pt" or "{dataset}.pt", without a folder')
+
+
 def _flag(value: Any) -> bool:
     if isinstance(value, bool):
         return value
@@ -228,7 +272,10 @@ def _options(value: Any) -> Mapping[str, OptionValue]:
 _SCHEMA: Final[Mapping[str, tuple[Callable[[Any], Any], Any]]] = {
     "name": (_name, _REQUIRED),
     "authors": (_texts, _REQUIRED),
-    "entry_point": (_entry_point, _REQUIRED),
+    "entry_point": (_entry_point, ""),
+    "command": (_command, None),
+    "output": (_file_name, None),
+    "labels": (_file_name, None),
     "datasets": (_datasets, _REQUIRED),
     "needs_training_data": (_flag, False),
     "augmentation": (_plan, "none"),
@@ -294,10 +341,48 @@ def parse_submission(text: str, path: Path, is_file: Callable[[str], bool]) -> S
             found = repr(document[key])
             found = found if len(found) <= 80 else found[:77] + "..."
             raise problem(key, f"{key} must be {error}, found {found}.") from None
-    module = values["entry_point"].partition(":")[0]
-    if not is_file(f"{module}.py"):
-        raise problem("entry_point", f"there is no {module}.py beside {CONFIG_NAME}.")
-    return Submission(folder=path.parent.resolve(), **values)
+    for key, message in _disagreements(is_file, document, values):
+        raise problem(key, message)
+    arguments, output, labels = (values.pop(key) for key in ("command", "output", "labels"))
+    command = arguments and Command(arguments=arguments, output=output, labels=labels)
+    return Submission(folder=path.parent.resolve(), command=command, **values)
+
+
+def _disagreements(
+    is_file: Callable[[str], bool], document: dict[str, Any], values: dict[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """What settings, each right by itself, say against each other or against the folder."""
+    if values["command"] is None:
+        for key in ("output", "labels"):
+            if key in document:
+                yield key, f"{key} goes with a command; an entry_point hands over its images."
+        if not values["entry_point"]:
+            yield (
+                "entry_point",
+                "the setting 'entry_point' is missing, and so is 'command'; one of them is needed.",
+            )
+        module = values["entry_point"].partition(":")[0]
+        if not is_file(f"{module}.py"):
+            yield "entry_point", f"there is no {module}.py beside {CONFIG_NAME}."
+        return
+    if values["entry_point"]:
+        yield "command", "there is an entry_point too; leave one of them out."
+    if values["output"] is None:
+        yield "command", "a command needs output, the name of the tensor file it writes."
+    if values["output"] == values["labels"]:
+        yield "labels", "labels must be another file than output."
+    for key in ("augmentation", "batch_size", "images_per_class"):
+        if document.get(key, "none") != "none":
+            yield key, f"{key} means nothing for a command, which makes its images by itself."
+    program, *rest = values["command"]
+    script = rest[0] if is_python(program) and rest else ""
+    if script.endswith(".py") and not is_file(script):
+        yield "command", f"there is no {script} beside {CONFIG_NAME}."
+
+
+def is_python(program: str) -> bool:
+    """Whether a command's program is to be the interpreter the harness itself runs in."""
+    return program in ("python", "python3")
 
 
 def is_digested(relative: PurePath) -> bool:

@@ -81,6 +81,8 @@ def _sampling_marks(manifest: Manifest, spec: DatasetSpec) -> tuple[str, ...]:
         marks.append(f"{UNOFFICIAL}stopped early: {log.stop}")
     elif log.stop in ("crashed", "refused", "limit"):
         marks.append(f"stopped early: {log.stop}")
+    if manifest.by_command:
+        marks.append("a command: cannot be replayed")
     if log.max_images is not None:
         marks.append(f"at most {log.max_images} images")
     return tuple(marks)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ddchallenge.audit import Finding
 from ddchallenge.bundle import write_bundle
+from ddchallenge.commanded import command_bundle
 from ddchallenge.datasets import dataset_options
 from ddchallenge.environment import describe_environment
 from ddchallenge.errors import DDChallengeError, RequestError, RunError, StorageError
@@ -90,8 +91,11 @@ def sample_bundle(
 
     Raises what :func:`ddchallenge.sampling.supervisor.sample` raises, :class:`StorageError` if the
     bundle cannot be written (the images stay in ``out/spool.bin``), and :class:`RunError` after an
-    interrupt, the bundle being written all the same.
+    interrupt, the bundle being written all the same. For a command, what
+    :func:`ddchallenge.commanded.command_bundle` raises.
     """
+    if order.submission.command is not None:
+        return command_bundle(order, training, out, on_status, say)
     about = run_record(order, training)
     # Whoever interrupts the sampling wants to keep what came, so the bundle is always written.
     with noticed() as notice:
@@ -120,7 +124,9 @@ def _keep(
 ) -> Bundle:
     """Write the bundle, and discard the spool once that is done."""
     try:
-        manifest = sampled_manifest(about, spec, sampled, recovered=recovered)
+        manifest = sampled_manifest(
+            about, spec, sampled.data, sampled.log, sampled.launch, recovered=recovered
+        )
         sheet = contact_sheet(sampled.data, spec)
         bundle = write_bundle(out / "bundle", sampled.data, manifest, sheet)
     except (OSError, DDChallengeError) as error:

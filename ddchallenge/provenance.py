@@ -18,6 +18,8 @@ from ddchallenge.records import (
     BundleSummary,
     DatasetSpec,
     DatasetSplit,
+    LabeledImages,
+    LaunchRecord,
     Manifest,
     Numerics,
     ProtocolUse,
@@ -25,13 +27,14 @@ from ddchallenge.records import (
     Reference,
     Result,
     RunRecord,
+    SamplingLog,
     SamplingSummary,
     ScoringProtocol,
     SeedOutcome,
     SubmissionIdentity,
     Track,
 )
-from ddchallenge.sampling.supervisor import Sampled, SamplingOrder
+from ddchallenge.sampling.supervisor import SamplingOrder
 from ddchallenge.scoring.statistics import accuracy_of, per_class_accuracies, total_confusion
 
 __all__ = ["imported_manifest", "result_of", "run_record", "sampled_manifest"]
@@ -68,27 +71,35 @@ def run_record(order: SamplingOrder, training: DatasetSplit | None) -> RunRecord
 
 
 def sampled_manifest(
-    about: RunRecord, spec: DatasetSpec, sampled: Sampled, *, recovered: bool = False
+    about: RunRecord,
+    spec: DatasetSpec,
+    data: LabeledImages,
+    log: SamplingLog,
+    launch: LaunchRecord,
+    *,
+    recovered: bool = False,
+    normalisation: str = "pixels",
+    origin: str | None = None,
 ) -> Manifest:
-    """The manifest of what a run under the clock brought."""
+    """The manifest of what a run under the clock brought; the last two are about a command's."""
     return Manifest(
         schema=MANIFEST_SCHEMA,
         track=about.track,
         dataset=spec.name,
-        digest=tensor_digest(spec, sampled.data),
-        dtype="uint8",
-        images=len(sampled.data),
-        images_per_class=sampled.data.images_per_class(spec.num_classes),
-        normalisation="pixels",
+        digest=tensor_digest(spec, data),
+        dtype="uint8" if data.images.dtype == "uint8" else "float32",
+        images=len(data),
+        images_per_class=data.images_per_class(spec.num_classes),
+        normalisation=normalisation,
         submission=about.submission,
         ranked=about.ranked,
         contains_real_images=about.contains_real_images,
         training_images_per_class=about.training_images_per_class,
         training_digest=about.training_digest,
         weights_digest=about.weights_digest,
-        origin=None,
-        sampling=sampled.log,
-        launch=sampled.launch,
+        origin=origin,
+        sampling=log,
+        launch=launch,
         recovered=recovered,
         environment=about.environment,
         calibration=about.calibration,

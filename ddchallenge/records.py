@@ -355,7 +355,10 @@ class SamplingLog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingStatus:
-    """What the live display shows while sampling."""
+    """What the live display shows while sampling.
+
+    ``line`` is what a command printed last, None where a generator runs.
+    """
 
     activity: str
     elapsed_seconds: float
@@ -365,6 +368,7 @@ class SamplingStatus:
     images_wanted: int | None
     images_per_second: float
     num_classes: int
+    line: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -512,7 +516,8 @@ class Manifest:
 
     ``digest`` is :func:`ddchallenge.bundle.tensor_digest` of the tensors. ``normalisation`` is
     ``"pixels"`` for uint8 images, else what a float file was recognised as. ``sampling`` is None
-    for an imported bundle, ``origin`` the name of the file it was imported from. ``ranked`` is
+    for an imported bundle. ``origin`` is the name of the file the images were in: one that was
+    imported, or that a command wrote under the clock; None for those of a generator. ``ranked`` is
     false for reference lines. ``weights_digest`` is of the submission's weight files, None if it
     has none. ``launch`` is None where ``sampling`` is. ``recovered`` means that the supervisor did
     not live to the end: this is what its spool held. ``calibration`` is that of the device it was
@@ -540,6 +545,11 @@ class Manifest:
     environment: Environment
     calibration: Calibration | None = None
     equivalent: EquivalentBudget | None = None
+
+    @property
+    def by_command(self) -> bool:
+        """Whether a command wrote the images: there are no batches then that could be replayed."""
+        return self.sampling is not None and self.origin is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ ORDER = [
     "sampling",
     "bundle",
     "official",
+    "class_order",
     "audit",
     "replay",
     "scoring",
@@ -39,6 +40,7 @@ ORDER = [
     "scaffold",
     "doctor",
     "report",
+    "commanded",
     "pipeline",
     "cli",
 ]

@@ -31,6 +31,7 @@ def submissions(as_json: bool) -> None:
                 "folder": str(row.folder),
                 "problem": row.problem,
                 "datasets": row.submission.datasets if row.submission else None,
+                "command": bool(row.submission and row.submission.command),
                 "ranked": row.submission.ranked if row.submission else None,
                 "digest": row.submission.identity.digest if row.submission else None,
             }

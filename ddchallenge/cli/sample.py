@@ -156,6 +156,8 @@ def order_of(
     require_dataset(chosen, spec)
     plan = get_plan(options["augment"] or chosen.augmentation)
     max_images = options["max_images"]
+    if chosen.command is not None:
+        _refuse_for_commands(chosen.name, plan.name, max_images)
     limit = "--max-images", max_images
     if max_images is None:
         limit = "images_per_class =", chosen.images_per_class
@@ -176,6 +178,19 @@ def order_of(
         training_data=None,
         launcher=launcher_of(options, data_dir),
     )
+
+
+def _refuse_for_commands(name: str, plan: str, max_images: int | None) -> None:
+    if max_images is not None:
+        raise RequestError(
+            f"--max-images cannot be kept by {name}: its command itself decides how many images "
+            "it makes.\nLeave it out."
+        )
+    if plan != "none":
+        raise RequestError(
+            f"--augment {plan} is for generators; the command of {name} hands over its images as "
+            "they are to be trained on.\nLeave it out."
+        )
 
 
 def run_generator(

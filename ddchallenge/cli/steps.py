@@ -93,7 +93,8 @@ def free_folder(out: Path | None, spec: DatasetSpec, name: str) -> Path:
             f"{out} has a run that goes on, or was killed before its bundle was written.\n"
             f"`ddchallenge sample --recover {out}` makes the bundle; or give another --out."
         )
-    for held in ("bundle", "result.json", "confusion.png", "spool.bin", "work"):
+    files = ("result.json", "confusion.png", "spool.bin", "output.pt", "output-labels.pt")
+    for held in ("bundle", "work", *files):
         refuse_existing(out / held)
     if (out / "worker.log").is_dir():
         refuse_existing(out / "worker.log")

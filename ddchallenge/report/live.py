@@ -18,6 +18,7 @@ __all__ = ["SamplingDisplay", "ScoringDisplay", "counting", "duration"]
 PLAIN_SECONDS: Final = 10.0
 LIVE_SECONDS: Final = 0.1
 WIDE_COLUMNS: Final = 110
+LINE_COLUMNS: Final = 40
 
 
 def duration(seconds: float | None) -> str:
@@ -51,7 +52,8 @@ class _Display:
                     if wide
                     else []
                 ),
-                TextColumn("{task.fields[text]}"),
+                # Part of it may be a stranger's: no markup.
+                TextColumn("{task.fields[text]}", markup=False),
                 console=console,
                 auto_refresh=False,
             )
@@ -85,6 +87,12 @@ class SamplingDisplay(_Display):
         """Show where sampling is."""
         images = status.images_sampled + status.images_augmented
         left = status.budget_seconds - status.elapsed_seconds
+        if status.line is not None:
+            said = f': "{status.line[:LINE_COLUMNS]}"' if status.line else ""
+            text = f"{duration(left)} left  {status.activity}{said}"
+            fraction = status.elapsed_seconds / max(status.budget_seconds, 1e-9)
+            self._show(fraction, text, status.activity)
+            return
         wanted = f" of {status.images_wanted:,}" if status.images_wanted else ""
         text = (
             f"{duration(left)} left  {images:,}{wanted} images  "

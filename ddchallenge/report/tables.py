@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from ddchallenge.datasets.inspection import Availability
 from ddchallenge.doctor import Diagnosis, State
 from ddchallenge.errors import RequestError
-from ddchallenge.generator import ListedSubmission
+from ddchallenge.generator import ListedSubmission, Submission
 from ddchallenge.leaderboard import Leaderboard, Row, group_of_tests, hardware_of
 from ddchallenge.records import (
     Accuracy,
@@ -399,16 +399,23 @@ def submissions(rows: Iterable[ListedSubmission]) -> Table:
         notes = [
             *(["reference, not ranked"] if not entry.ranked else []),
             *(["needs training data"] if entry.needs_training_data else []),
+            *(["a command"] if entry.command else []),
         ]
         table.add_row(
             escape(entry.name),
             ", ".join(entry.datasets),
-            f"{entry.images_per_class:,}" if entry.images_per_class else "as many as fit",
+            _wanted(entry),
             entry.augmentation,
             ", ".join(notes),
             _short(row.folder),
         )
     return table
+
+
+def _wanted(entry: Submission) -> str:
+    if entry.command is not None:
+        return "as it decides"
+    return f"{entry.images_per_class:,}" if entry.images_per_class else "as many as fit"
 
 
 def _short(path: Path) -> str:

@@ -8,10 +8,11 @@ kind       direction              payload
 TASK       supervisor to worker   JSON: the task and where the submission lies
 REQUEST    supervisor to worker   ``first`` and ``seed`` (two int64): make ``count`` images
 HELLO      worker to supervisor   none: the interpreter runs, nothing of the submission yet
-READY      worker to supervisor   none: ``setup`` has returned
+READY      worker to supervisor   none: ``setup`` has returned, or the command is to start
 IMAGES     worker to supervisor   uint8 count×3×height×width, the batch ``index``
 FAILED     worker to supervisor   UTF-8 text: the exception the submission raised
 VIOLATION  worker to supervisor   UTF-8 text: how the submission broke the contract
+DONE       worker to supervisor   none: the command has ended, with exit status 0
 =========  =====================  ============================================================
 
 The reader asks what may come before it takes memory: a header is only believed if it announces
@@ -62,6 +63,7 @@ class Kind(IntEnum):
     IMAGES = 5
     FAILED = 6
     VIOLATION = 7
+    DONE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,14 +13,15 @@ import os
 import signal
 import sys
 import traceback
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ddchallenge.generator import Generator
+from ddchallenge.generator import Command, Generator
 from ddchallenge.jsonio import to_json
 from ddchallenge.records import DatasetSpec, GenerationTask
+from ddchallenge.sampling import command_worker
 from ddchallenge.sampling.schedule import round_robin
 from ddchallenge.sampling.wire import (
     MAX_TEXT_BYTES,
@@ -43,8 +44,10 @@ class ContractError(Exception):
     """The generator broke its contract; the text is for its author."""
 
 
-def task_payload(task: GenerationTask, folder: Path, entry_point: str) -> bytes:
-    """The TASK frame's payload: what :func:`main` needs to load and set up a generator.
+def task_payload(
+    task: GenerationTask, folder: Path, entry_point: str, command: Command | None = None
+) -> bytes:
+    """The TASK frame's payload: what :func:`main` needs to set up a generator or run a command.
 
     All paths are as the worker sees them.
     """
@@ -59,6 +62,7 @@ def task_payload(task: GenerationTask, folder: Path, entry_point: str) -> bytes:
             "options": dict(task.options),
             "folder": str(folder),
             "entry_point": entry_point,
+            "command": asdict(command) if command else None,
         },
         ensure_ascii=False,
     ).encode("utf-8", "surrogateescape")
@@ -170,11 +174,28 @@ def _serve(requests: int, frames: int) -> None:
         return
     document = json.loads(opening.payload.decode("utf-8", "surrogateescape"))
     task = _task(document)
-    generator = load_generator(Path(document["folder"]), document["entry_point"])
+    folder = Path(document["folder"])
+    if document["command"] is not None:
+        _run_command(task, folder, Command(**document["command"]), frames)
+        return
+    generator = load_generator(folder, document["entry_point"])
     generator.setup(task)
     write_frame(frames, Header(kind=Kind.READY))
     while (frame := read_frame(requests)) is not None:
         _answer(generator, task, frame, frames)
+
+
+def _run_command(task: GenerationTask, folder: Path, command: Command, frames: int) -> None:
+    write_frame(frames, Header(kind=Kind.READY))
+    try:
+        failure = command_worker.run(task, folder, command)
+    except OSError as error:
+        program = command.arguments[0]
+        raise ContractError(f"the command {program!r} cannot be run: {error.strerror}") from None
+    if failure:
+        _give_up(frames, Kind.FAILED, failure)
+    else:
+        write_frame(frames, Header(kind=Kind.DONE))
 
 
 def _place(error: BaseException) -> str:

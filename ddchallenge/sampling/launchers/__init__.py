@@ -69,12 +69,15 @@ class Places:
 
     ``working_dir`` is empty and the only place to write in. ``hidden`` are folders that must not
     be read, beside those a launcher hides anyway; ``training_data`` may lie in one of them.
+    ``kept`` says that the supervisor takes files out of ``working_dir`` when all of the run is
+    dead: then it must be that folder of this machine, not one in a container's own memory.
     """
 
     submission: Path
     working_dir: Path
     training_data: Path | None
     hidden: tuple[Path, ...] = ()
+    kept: bool = False
 
 
 class Worker(Protocol):

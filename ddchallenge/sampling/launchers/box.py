@@ -14,7 +14,15 @@ from ddchallenge.sampling.launchers.engine import EngineName
 from ddchallenge.sampling.launchers.image import USER
 from ddchallenge.sampling.launchers.variables import PASSED_PREFIXES, SET, passed_variables
 
-__all__ = ["TRAINING", "WORK", "box_environment", "box_options", "breaches", "mount_training"]
+__all__ = [
+    "TRAINING",
+    "WORK",
+    "box_environment",
+    "box_options",
+    "breaches",
+    "keep_work",
+    "mount_training",
+]
 
 # Where a worker in a container finds what it is given.
 WORK: Final = Path("/work")
@@ -74,9 +82,27 @@ def box_options(
 
 def mount_training(folder: Path) -> tuple[str, str]:
     """The option that shows the training images, for reading only."""
+    return "--mount", f"type=bind,{_source(folder)},target={TRAINING},readonly"
+
+
+def keep_work(
+    options: tuple[tuple[str, str], ...], folder: Path | None, limits: Limits
+) -> tuple[tuple[str, str], ...]:
+    """The box with a folder of this machine to work in instead of memory; None to describe it.
+
+    The kernel bounds each file then, and the launcher has to look at all of them together.
+    """
+    source = f"{_source(folder)}," if folder else ""
+    return (
+        *(option for option in options if not option[1].startswith(f"{WORK}:")),
+        ("--mount", f"type=bind,{source}target={WORK}"),
+        ("--ulimit", f"fsize={limits.disk_bytes}:{limits.disk_bytes}"),
+    )
+
+
+def _source(folder: Path) -> str:
     # The engines read this as a line of comma-separated values.
-    source = f"source={folder}".replace('"', '""')
-    return "--mount", f'type=bind,"{source}",target={TRAINING},readonly'
+    return '"' + f"source={folder}".replace('"', '""') + '"'
 
 
 def box_environment(engine: EngineName) -> dict[str, str]:

@@ -38,6 +38,7 @@ from ddchallenge.sampling.launchers.box import (
     box_environment,
     box_options,
     breaches,
+    keep_work,
     mount_training,
 )
 from ddchallenge.sampling.launchers.cgroup import ControlGroup
@@ -45,10 +46,12 @@ from ddchallenge.sampling.launchers.engine import Engine, EngineName, find_engin
 from ddchallenge.sampling.launchers.image import (
     HARNESS_IMAGE,
     SUBMISSION,
+    USER,
     Image,
     submission_image,
 )
 from ddchallenge.sampling.launchers.process import enlarge_pipe
+from ddchallenge.sampling.launchers.watch import folder_bytes, pause
 
 __all__ = ["ContainerLauncher", "ContainerWorker"]
 
@@ -81,6 +84,7 @@ class ContainerLauncher:
         self._options: tuple[tuple[str, str], ...] = ()
         self._environment: dict[str, str] = {}
         self._training = False
+        self._kept = False
         check_memory(self.limits.memory_bytes)
         processors = os.cpu_count() or 1
         if self.limits.cpus is not None and not 0 < self.limits.cpus <= processors:
@@ -102,13 +106,14 @@ class ContainerLauncher:
         self._options = box_options(self._engine.name, self.limits, gpu=gpu, direct=direct)
         self._environment = box_environment(self._engine.name)
         self._training = submission.needs_training_data
+        self._kept = submission.command is not None
         self._try(gpu)
 
     def _try(self, gpu: bool) -> None:
         """Look at the box from inside, with the options a worker will get."""
         engine, image = self._prepared()
         done = engine.ask(
-            *self._run(f"ddchallenge-try-{secrets.token_hex(8)}"),
+            *self._run(f"ddchallenge-try-{secrets.token_hex(8)}", self._options),
             "--rm",
             "--entrypoint",
             "python",
@@ -139,7 +144,7 @@ class ContainerLauncher:
             raise RuntimeError("prepare() comes first")
         return self._engine, self._image
 
-    def _run(self, name: str) -> list[str]:
+    def _run(self, name: str, options: tuple[tuple[str, str], ...]) -> list[str]:
         labels = {
             "ddchallenge.run": name,
             "ddchallenge.supervisor": f"{os.getpid()}@{socket.gethostname()}",
@@ -149,7 +154,7 @@ class ContainerLauncher:
             "--interactive",
             f"--name={name}",
             *(f"--label={key}={value}" for key, value in labels.items()),
-            *(f"{option}={value}" for option, value in self._options),
+            *(f"{option}={value}" for option, value in options),
             *(f"--env={key}={value}" for key, value in self._environment.items()),
         ]
 
@@ -168,16 +173,24 @@ class ContainerLauncher:
         del spare  # who is the run's is for the container to say
         engine, image = self._prepared()
         name = f"ddchallenge-run-{secrets.token_hex(8)}"
-        run = self._run(name)
+        options, kept = self._options, None
+        if places.kept:
+            kept = places.working_dir.resolve()
+            _give_away(kept)
+            options = keep_work(options, kept, self.limits)
+        run = self._run(name, options)
         if places.training_data is not None:
             run.append("=".join(mount_training(places.training_data.resolve())))
-        # The folder outside stays empty: a worker in a container writes to memory.
-        return ContainerWorker(engine, name, engine.command(*run, image.id), self.limits)
+        # Unless it is kept, the folder outside stays empty: the worker writes to memory.
+        return ContainerWorker(engine, name, engine.command(*run, image.id), self.limits, kept)
 
     def record(self) -> LaunchRecord:
         """The engine, the image, and the options it is run with."""
         engine, image = self._prepared()
-        cut = [f"{option}={value}" for option, value in self._options]
+        options = self._options
+        if self._kept:
+            options = keep_work(options, None, self.limits)
+        cut = [f"{option}={value}" for option, value in options]
         if self._training:
             cut.append(f"--mount=type=bind,target={TRAINING},readonly")
         cut.append(f"the submission's own layer of the image is {image.layer}")
@@ -193,12 +206,24 @@ class ContainerLauncher:
 
 
 class ContainerWorker:
-    """A running container: a :class:`~ddchallenge.sampling.launchers.Worker`."""
+    """A running container: a :class:`~ddchallenge.sampling.launchers.Worker`.
 
-    def __init__(self, engine: Engine, name: str, command: list[str], limits: Limits) -> None:
+    ``kept`` is the folder of this machine it works in, None where that is in memory.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        command: list[str],
+        limits: Limits,
+        kept: Path | None = None,
+    ) -> None:
         self._engine = engine
         self._name = name
         self._limits = limits
+        self._kept = kept
+        self._next_measure = time.monotonic()
         self._group: ControlGroup | None = None
         self._question: subprocess.Popen[bytes] | None = None
         self._next_look = time.monotonic() + LOOK_SECONDS
@@ -266,6 +291,7 @@ class ContainerWorker:
         """Which limit the kernel has enforced, where the container's group can be seen."""
         if self._exceeded or self._stopped:
             return self._exceeded
+        self._measure_folder()
         if self._group is None:
             self._look_for_group()
         elif self._group.killed_for_memory():
@@ -275,6 +301,14 @@ class ContainerWorker:
             most = f"{self._limits.processes:,}"
             self._exceeded = f"over {most} processes and threads, {most} are allowed"
         return self._exceeded
+
+    def _measure_folder(self) -> None:
+        if self._kept is None or (now := time.monotonic()) < self._next_measure:
+            return
+        size, most = folder_bytes(str(self._kept)), self._limits.disk_bytes
+        self._next_measure = now + pause(now)
+        if size > most:
+            self._exceeded = f"{_mib(size)} of files, {_mib(most)} are allowed"
 
     def _look_for_group(self) -> None:
         """Ask the engine for the container's process, without waiting for the answer."""
@@ -383,6 +417,14 @@ class ContainerWorker:
                 if process not in _LATE:
                     _LATE.append(process)
         _LATE[:] = [process for process in _LATE if process.returncode is None]
+
+
+def _give_away(folder: Path) -> None:
+    """Let the box's user, whom nothing belongs to, write to a folder."""
+    if os.geteuid() == 0:
+        os.chown(folder, *(int(part) for part in USER.split(":")))
+    else:
+        folder.chmod(0o777)
 
 
 def _close(command: subprocess.Popen[bytes]) -> None:

@@ -80,6 +80,7 @@ class ProcessLauncher:
             working_dir=places.working_dir.resolve(),
             training_data=training.resolve() if training else None,
             hidden=tuple(path.resolve() for path in places.hidden),
+            kept=places.kept,
         )
 
     def start(self, places: Places, spare: Callable[[], Collection[int]] = tuple) -> WorkerProcess:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["INTERVAL_SECONDS", "Watch", "descendants"]
+__all__ = ["INTERVAL_SECONDS", "Watch", "descendants", "folder_bytes", "pause"]
 
 INTERVAL_SECONDS: Final = 0.1
 # On a machine of thousands of processes, or with a million files, it is measured more seldom.
@@ -61,10 +61,10 @@ class Watch:
         problem = None
         if (now := time.monotonic()) >= self._next_run:
             problem = self._run()
-            self._next_run = now + _pause(now)
+            self._next_run = now + pause(now)
         if not problem and (now := time.monotonic()) >= self._next_disk:
-            size, most = _folder_bytes(self._folder), self._limits["disk_bytes"]
-            self._next_disk = now + _pause(now)
+            size, most = folder_bytes(self._folder), self._limits["disk_bytes"]
+            self._next_disk = now + pause(now)
             if size > most:
                 problem = f"{_mib(size)} of files, {_mib(most)} are allowed"
         return problem
@@ -92,7 +92,8 @@ class Watch:
         return None
 
 
-def _pause(began: float) -> float:
+def pause(began: float) -> float:
+    """Seconds until the next measurement may come, after one that has taken since ``began``."""
     return max(INTERVAL_SECONDS, (time.monotonic() - began) / SHARE)
 
 
@@ -135,7 +136,7 @@ def _shared_memory() -> int:
     return (disk.f_blocks - disk.f_bfree) * disk.f_frsize
 
 
-def _folder_bytes(folder: str) -> int:
+def folder_bytes(folder: str) -> int:
     """What the files below a folder take on disk; those that vanish meanwhile count nothing."""
     total = 0
     waiting = [folder]
