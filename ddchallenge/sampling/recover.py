@@ -113,7 +113,7 @@ def _read(about: RunRecord, spec: DatasetSpec, spool: Spool) -> Sampled:
     dropped = past.copies.keep_whole_rounds(spec.num_classes) if sampled >= spec.num_classes else 0
     ranges = past.copies.ranges()
     data = spool.assemble(spec.num_classes, sum(end - first for first, end in ranges))
-    notes = [f"the supervisor was killed; its spool held these {sampled:,} images"]
+    notes = [f"the supervisor was killed; its spool held {sampled:,} sampled images"]
     if left:
         notes.append(f"an unfinished entry of {left:,} bytes was dropped")
     if dropped:
