@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import shutil
@@ -15,6 +14,8 @@ from typing import Final
 
 from ddchallenge.doctor.findings import Finding, ask, last_line
 from ddchallenge.jsonio import printable
+from ddchallenge.sampling.launchers.engine import QUESTIONS
+from ddchallenge.sampling.launchers.sandbox import landlock_abi
 
 __all__ = [
     "find_compiler",
@@ -26,11 +27,6 @@ __all__ = [
 ]
 
 _DISTRIBUTION: Final = "ddchallenge"
-# Of the service, where there is one: the program alone cannot run anything.
-ENGINES: Final = {
-    "podman": ("info", "--format", "{{.Version.Version}}"),
-    "docker": ("version", "--format", "{{.Server.Version}}"),
-}
 
 
 def find_python() -> Iterable[Finding]:
@@ -108,18 +104,20 @@ def find_compiler() -> Iterable[Finding]:
 def find_engine() -> Iterable[Finding]:
     """The first container engine that answers."""
     refused = []
-    for name, question in ENGINES.items():
+    for name, question in QUESTIONS.items():
         if shutil.which(name) is None:
             continue
         status, out, err = ask(name, *question, seconds=12)
         if status == 0 and out.strip():
             user = "as root" if os.geteuid() == 0 else "without root"
-            yield Finding(key="engine", title="containers", text=f"{name} {last_line(out)}, {user}")
+            yield Finding(
+                key="engine", title="containers", text=f"{name} {last_line(out).split()[0]}, {user}"
+            )
             return
         refused.append(f"{name} does not answer ({last_line(err) or f'status {status}'})")
     yield Finding(
         key="engine", title="containers", state="missing",
-        text="; ".join(refused) or f"no {' or '.join(ENGINES)}",
+        text="; ".join(refused) or f"no {' or '.join(QUESTIONS)}",
         advice="Start its service, or get permission to use it" if refused
         else "Install podman or docker",
     )  # fmt: skip
@@ -143,10 +141,9 @@ def find_landlock() -> Iterable[Finding]:
         text = f"none on {sys.platform}"
         yield Finding(key="landlock", title="Landlock", text=text, state="missing", advice=advice)
         return
-    # landlock_create_ruleset(NULL, 0, LANDLOCK_CREATE_RULESET_VERSION), see landlock(7)
-    abi = ctypes.CDLL(None, use_errno=True).syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint(1))
-    if abi > 0:
+    abi = landlock_abi()
+    if abi is not None:
         yield Finding(key="landlock", title="Landlock", text=f"ABI {abi}", amount=abi)
     else:
-        text = f"not in this kernel, or not allowed here ({os.strerror(ctypes.get_errno())})"
+        text = "not in this kernel, or not allowed here"
         yield Finding(key="landlock", title="Landlock", text=text, state="missing", advice=advice)

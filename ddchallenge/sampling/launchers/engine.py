@@ -10,14 +10,15 @@ from typing import Final, Literal, get_args
 from ddchallenge.errors import RequestError, RunError
 from ddchallenge.jsonio import printable
 
-__all__ = ["ENGINES", "Engine", "EngineName", "find_engine", "last_lines"]
+__all__ = ["ENGINES", "QUESTIONS", "Engine", "EngineName", "find_engine", "last_lines"]
 
 EngineName = Literal["podman", "docker"]
 # Tried in this order: podman needs no daemon, and no group that is root by another name.
 ENGINES: Final[tuple[EngineName, ...]] = get_args(EngineName)
 
 ANSWER_SECONDS: Final = 60.0  # an engine that is busy with an image's layers answers late
-_QUESTIONS: Final[dict[EngineName, tuple[str, ...]]] = {
+# Of the service, where there is one: the program alone cannot run anything.
+QUESTIONS: Final[dict[EngineName, tuple[str, ...]]] = {
     "podman": ("info", "--format", "{{.Version.Version}} {{.Host.ServiceIsRemote}}"),
     "docker": ("version", "--format", "{{.Server.Version}}"),
 }
@@ -64,7 +65,7 @@ def find_engine(wanted: EngineName | None = None) -> Engine:
         if program is None:
             problems.append(f"{name} is not installed.")
             continue
-        done = _ask(program, *_QUESTIONS[_flavour(name, program)])
+        done = _ask(program, *QUESTIONS[_flavour(name, program)])
         if done.returncode == 0 and done.stdout.strip():
             version, _, remote = printable(done.stdout.strip()[:64]).partition(" ")
             direct = remote == "false" and not version.startswith(("1.", "2.", "3."))
