@@ -33,7 +33,7 @@ from ddchallenge.sampling.launchers.box import (
     keep_work,
     mount_training,
 )
-from ddchallenge.sampling.launchers.container_worker import ContainerWorker
+from ddchallenge.sampling.launchers.container_worker import ContainerWorker, leave_orphans_to_init
 from ddchallenge.sampling.launchers.engine import Engine, EngineName, find_engine, last_lines
 from ddchallenge.sampling.launchers.image import (
     HARNESS_IMAGE,
@@ -93,6 +93,7 @@ class ContainerLauncher:
     def _try(self, gpu: bool) -> None:
         """Look at the box from inside, with the options a worker will get."""
         engine, image = self._prepared()
+        leave_orphans_to_init()
         done = engine.ask(
             *self._run(f"ddchallenge-try-{secrets.token_hex(8)}", self._options),
             "--rm",

@@ -23,7 +23,7 @@ from ddchallenge.sampling.launchers.engine import Engine
 from ddchallenge.sampling.launchers.process import enlarge_pipe
 from ddchallenge.sampling.launchers.watch import folder_bytes, pause
 
-__all__ = ["ContainerWorker"]
+__all__ = ["ContainerWorker", "leave_orphans_to_init"]
 
 # How often a client is asked for the container's process until it is known.
 LOOK_SECONDS: Final = 0.25
@@ -33,6 +33,12 @@ CLOSING_SECONDS: Final = 1.0
 _LATE: Final[list[subprocess.Popen[bytes]]] = []
 # What docker and podman end with when they could not start anything.
 _ENGINE_FAILED: Final = (125, 126, 127)
+
+
+def leave_orphans_to_init() -> None:
+    """Podman leaves processes of its own behind at every run: they are for init to bury, not us."""
+    if sys.platform == "linux":
+        sandbox.prctl(sandbox.PR_SET_CHILD_SUBREAPER, 0)
 
 
 class ContainerWorker:
@@ -59,9 +65,7 @@ class ContainerWorker:
         self._next_look = time.monotonic() + LOOK_SECONDS
         self._exceeded: str | None = None
         self._stopped = False
-        if sys.platform == "linux":
-            # Podman leaves processes of its own behind: they are for init to bury, not for us.
-            sandbox.prctl(sandbox.PR_SET_CHILD_SUBREAPER, 0)
+        leave_orphans_to_init()
         self._remover = subprocess.Popen(
             [sys.executable, "-I", "-S", str(Path(__file__).with_name("remover.py")),
              engine.program, name],
