@@ -12,7 +12,7 @@ from ddchallenge.errors import BundleError, DDChallengeError, RunError, Sampling
 from ddchallenge.interrupts import noticed
 from ddchallenge.official import ImportedImages, import_official
 from ddchallenge.provenance import run_record, sampled_manifest
-from ddchallenge.records import Bundle, DatasetSplit, RunRecord, SamplingStatus
+from ddchallenge.records import STOPPED_BY, Bundle, DatasetSplit, RunRecord, SamplingStatus
 from ddchallenge.report.contact_sheet import contact_sheet
 from ddchallenge.sampling.command import Handed, run_command
 from ddchallenge.sampling.supervisor import SamplingOrder
@@ -57,8 +57,8 @@ def _read(order: SamplingOrder, handed: Handed, out: Path) -> ImportedImages:
     except BundleError as error:
         log = handed.log
         raise SamplingError(
-            f"{order.submission.name} handed over no usable images, stopped by {log.stop} after "
-            f"{log.elapsed_seconds:.1f} s{': ' + log.stop_detail if log.stop_detail else ''}.\n"
+            f"{order.submission.name} handed over no usable images. It was over after "
+            f"{log.elapsed_seconds:.1f} s: {log.stop_detail or STOPPED_BY[log.stop]}.\n"
             f"{error}\nWhat it printed is in {out / 'worker.log'}"
         ) from None
 

@@ -327,7 +327,8 @@ def _implied_labels(count: int, spec: DatasetSpec, file: Path) -> NDArray[np.int
         raise BundleError(
             f"{file} holds {count} images, which is not the same number for each of the "
             f"{spec.num_classes} classes of {spec.name}.\n"
-            "Give the labels as a tensor file of their own: --labels FILE."
+            "Give the labels as a tensor file of their own: --labels FILE, or in submission.toml\n"
+            'labels = "labels.pt" where a command writes the images.'
         )
     classes = np.arange(spec.num_classes, dtype=np.int64)
     return np.repeat(classes, count // spec.num_classes)

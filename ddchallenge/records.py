@@ -25,6 +25,7 @@ __all__ = [
     "MANIFEST_SCHEMA",
     "RESULT_SCHEMA",
     "RUN_SCHEMA",
+    "STOPPED_BY",
     "Accuracy",
     "BatchRecord",
     "Bundle",
@@ -86,6 +87,18 @@ StopReason = Literal[
     "disk-full",  # the spool could not grow
     "interrupted",  # Ctrl-C
 ]
+# After "stopped by".
+STOPPED_BY: Final[Mapping[StopReason, str]] = MappingProxyType(
+    {
+        "images": "images",
+        "deadline": "deadline",
+        "crashed": "a crash",
+        "refused": "a breach of the contract",
+        "limit": "a limit",
+        "disk-full": "a full disk",
+        "interrupted": "Ctrl-C",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -337,6 +337,17 @@ def test_a_folder_that_not_even_root_can_write_in_is_found_out_before_the_run(dd
     assert "/proc is no folder to write in" in ended.err
 
 
+def test_a_stranger_s_words_move_no_cursor(ddchallenge, tmp_path, make_submission):
+    """Escape sequences in a submission's settings are shown, not obeyed."""
+    entry = make_submission("class G: pass", name="entry")
+    toml = entry.folder / "submission.toml"
+    toml.write_text(toml.read_text() + '[options]\n"\\u001b]0;mine\\u0007\\u001b[31mk" = {a = 1}\n')
+    ended = ddchallenge("sample", "--dataset", "digits", "--submission", entry.folder)
+    assert ended.status == 2
+    assert "?]0;mine??[31mk is not" in ended.err
+    assert "\x1b" not in ended.err.replace("\x1b[31m\x1b[1mError:\x1b[0m", "")
+
+
 def test_lists_are_printed(ddchallenge):
     """submissions and data list, for people and for machines."""
     assert "real_subset" in ddchallenge("submissions").out

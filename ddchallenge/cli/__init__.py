@@ -31,6 +31,7 @@ from ddchallenge.cli import (
 from ddchallenge.cli.output import echo, print_json, printed_json
 from ddchallenge.errors import DDChallengeError
 from ddchallenge.interrupts import as_interrupt
+from ddchallenge.jsonio import printable
 
 __all__ = ["main"]
 
@@ -118,6 +119,7 @@ def main() -> None:
 
 
 def _fail(message: str, status: int, usage: str = "") -> None:
+    message = printable(message)  # it may quote a stranger
     if "--json" in sys.argv and not printed_json:
         print_json({"error": message, "exit_status": status})
     echo(f"{usage}{click.style('Error:', fg='red', bold=True)} {message}", err=True)

@@ -54,8 +54,13 @@ def new_console(*, err: bool = True) -> Console:
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """A line as it is: nothing in it is markup, and it is wrapped by the terminal only."""
-    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+    """A line as it is: nothing in it is markup, and it is wrapped by the terminal only.
+
+    What a terminal might obey is shown as a question mark: names and reasons are strangers' words.
+    """
+    from ddchallenge.jsonio import printable
+
+    console.print(printable(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def echo(text: str, *, err: bool = False) -> None:

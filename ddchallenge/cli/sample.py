@@ -198,6 +198,7 @@ def run_generator(
 ) -> Bundle:
     """Sample to ``out/bundle``, and say what came of it."""
     from ddchallenge.pipeline import sample_bundle
+    from ddchallenge.records import STOPPED_BY
     from ddchallenge.report.live import SamplingDisplay
 
     training: DatasetSplit | None = None
@@ -212,9 +213,11 @@ def run_generator(
     if log is not None:
         say(
             console,
-            f"{bundle.manifest.images:,} images in {log.elapsed_seconds:.1f} s of "
-            f"{log.budget_seconds:g} s, stopped by: {log.stop}"
+            f"{bundle.manifest.images:,} images in "
+            f"{log.elapsed_seconds - log.seconds.stopping:.1f} s of "
+            f"{log.budget_seconds:g} s, stopped by: {STOPPED_BY[log.stop]}"
             + (f" ({log.stop_detail})" if log.stop_detail else "")
+            + (f"; {log.seconds.stopping:.1f} s to stop" if log.seconds.stopping >= 0.5 else "")
             + (f"; {log.late_images:,} came too late" if log.late_images else ""),
         )
         if log.stop in ("crashed", "refused", "limit"):

@@ -13,6 +13,7 @@ from ddchallenge.errors import RequestError
 from ddchallenge.generator import ListedSubmission, Submission
 from ddchallenge.leaderboard import Leaderboard, Row, group_of_tests, hardware_of
 from ddchallenge.records import (
+    STOPPED_BY,
     Accuracy,
     Calibration,
     Difference,
@@ -240,7 +241,8 @@ def result_table(result: Result, class_names: Sequence[str]) -> Table:
         )
         table.add_row(
             "sampling",
-            f"{log.elapsed_seconds:.1f} s of {log.budget_seconds:g} s, stopped by {log.stop} "
+            f"{log.elapsed_seconds - log.seconds.stopping:.1f} s of {log.budget_seconds:g} s, "
+            f"stopped by {STOPPED_BY[log.stop]} "
             f"({phases})",
         )
         if log.equivalent is not None:

@@ -24,6 +24,7 @@ from ddchallenge.generator import Command
 from ddchallenge.interrupts import noticed
 from ddchallenge.jsonio import printable
 from ddchallenge.records import (
+    STOPPED_BY,
     GenerationTask,
     LaunchRecord,
     PhaseSeconds,
@@ -292,8 +293,7 @@ class _Run:
         said = self.log.last_line()
         text = (
             f"{self.order.submission.name} handed over no file of images: {problem}\n"
-            f"Its command was stopped by {reason} after {self.now - self.started:.1f} s"
-            f"{': ' + detail if detail else ''}."
+            f"It was over after {self.now - self.started:.1f} s: {detail or STOPPED_BY[reason]}."
         )
         if said:
             text += f"\nIt last said: {said}\nIts whole output is in {self.folder / 'worker.log'}"
