@@ -47,6 +47,7 @@ __all__ = [
 
 IMAGES_FILE: Final = "images.safetensors"
 MANIFEST_FILE: Final = "manifest.json"
+RUN_FILE: Final = "run.json"  # of a run folder, while it has no bundle
 SAMPLES_FILE: Final = "samples.png"
 
 # A manifest has ten thousand lines of batches at most, about two megabytes.
@@ -137,6 +138,11 @@ def read_bundle(folder: Path, spec: DatasetSpec | None = None) -> Bundle:
     :class:`RequestError` where it is whole but for another dataset than ``spec``, or for class
     folders without a ``spec`` to say where they are.
     """
+    if (folder / RUN_FILE).is_file():
+        raise BundleError(
+            f"{folder} has a run that goes on, or was killed before its bundle was written.\n"
+            f"`ddchallenge sample --recover {folder}` makes the bundle."
+        )
     if not folder.is_dir():
         raise BundleError(
             f"There is no bundle at {folder}.\n"

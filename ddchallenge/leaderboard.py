@@ -79,6 +79,10 @@ def read_result(path: Path) -> Result:
             )
         return from_json(Result, _upgraded(document), str(path))
     except DocumentError as error:
+        if not path.is_file():
+            raise RequestError(
+                f"There is no result at {path}: `ddchallenge score` and `run` write result.json."
+            ) from None
         raise RequestError(f"{error} (not a result of this version?)") from None
 
 

@@ -202,7 +202,7 @@ def result_of(
 
 
 def _summary(manifest: Manifest) -> SamplingSummary | None:
-    log = manifest.sampling
+    log, launch = manifest.sampling, manifest.launch
     if log is None:
         return None
     return SamplingSummary(
@@ -221,4 +221,6 @@ def _summary(manifest: Manifest) -> SamplingSummary | None:
         seconds=log.seconds,
         calibration=manifest.calibration,
         equivalent=manifest.equivalent,
+        launcher=launch.launcher if launch else None,
+        image=launch.image if launch else None,
     )

@@ -706,7 +706,8 @@ class BundleSummary:
 class SamplingSummary:
     """A :class:`SamplingLog` without its batches, and how fast the device is that it ran on.
 
-    ``calibration`` and ``equivalent`` are the manifest's."""
+    ``calibration`` and ``equivalent`` are the manifest's; ``launcher`` and ``image`` those of its
+    :class:`LaunchRecord`, None in results that are older than the fields."""
 
     budget_seconds: float
     elapsed_seconds: float
@@ -723,6 +724,8 @@ class SamplingSummary:
     seconds: PhaseSeconds
     calibration: Calibration | None = None
     equivalent: EquivalentBudget | None = None
+    launcher: LauncherName | None = None
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from racing import HONEST, SPEC, order_for
 
 from ddchallenge.augment import augment, get_plan, image_seed
 from ddchallenge.bundle import read_bundle
-from ddchallenge.errors import RequestError, StorageError
+from ddchallenge.errors import BundleError, RequestError, StorageError
 from ddchallenge.marks import cost_the_rank, marks_of
 from ddchallenge.pipeline import recover_bundle, sample_bundle
 from ddchallenge.rules import get_protocol
@@ -68,6 +68,8 @@ def test_a_killed_supervisor_loses_nothing(make_submission, tmp_path):
     out = tmp_path / "out"
     submission = make_submission(SLOW)
     killed_run(submission, out, sampled=80)
+    with pytest.raises(BundleError, match="sample --recover"):  # said by score and verify
+        read_bundle(out)
     whole = (out / "spool.bin").stat().st_size // (ENTRY.size + 16 * IMAGE)
     # What being killed in the middle of a write leaves.
     with (out / "spool.bin").open("ab") as file:

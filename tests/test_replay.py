@@ -351,7 +351,14 @@ def test_the_command_line_of_a_bundle_that_does_not(ddchallenge, make_submission
     assert "This is not the submission the bundle names: other" in said.err
     with PIL.Image.open(tmp_path / "out" / "difference.png") as picture:
         assert picture.format == "PNG"
-    assert "there already" in ddchallenge(*line, other.folder).err
+    (tmp_path / "out" / "difference.png").write_bytes(b"an older one")
+    assert "with a probability" not in said.err
+    again = ddchallenge(*line, other.folder)  # its own picture is replaced
+    assert again.status == 1
+    with PIL.Image.open(tmp_path / "out" / "difference.png") as picture:
+        assert picture.format == "PNG"
+    taken = ["--out", tmp_path / "out" / "difference.png"]  # one that was asked for is not
+    assert "there already" in ddchallenge(*line, other.folder, *taken).err
     elsewhere = ["--out", tmp_path / "elsewhere.png"]
     assert ddchallenge(*line, other.folder, *elsewhere).status == 1
     assert (tmp_path / "elsewhere.png").is_file()

@@ -20,7 +20,8 @@ import pytest
 from scipy import stats
 
 import ddchallenge as package
-from ddchallenge.cli.reproduce import _box
+from ddchallenge.cli.launch import LaunchOptions
+from ddchallenge.cli.reproduce import _box, _recorded_box, reproduce
 from ddchallenge.errors import RequestError, RunError
 from ddchallenge.generator import read_submission
 from ddchallenge.leaderboard import read_result, result_document, write_result
@@ -135,9 +136,8 @@ def test_a_result_is_got_again_from_its_commit(history, ddchallenge, tmp_path):
     assert again.bundle.digest == history.result.bundle.digest
     assert json.loads((tmp_path / "again" / "reproduction.json").read_text()) == document
     assert "identical: every seed recognises as many test images as recorded" in said.err
-    code = Path(said.err.partition("code: ")[2].split()[0])
-    assert code.name == "code"
-    assert not code.exists()
+    assert f"code: commit {again.provenance.commit[:12]}" in said.err
+    assert "ddchallenge-code-" not in said.err  # a clone that is gone by now is not spoken of
     after = git(history.folder, "status", "--porcelain"), git(history.folder, "worktree", "list")
     assert before == after
 
@@ -174,7 +174,7 @@ def test_images_of_another_generator_are_caught_by_replay(history, ddchallenge, 
     replayed = ["--replay", history.out, "--out", tmp_path / "again"]
     said = ddchallenge(*history.line(tmp_path / "claimed.json"), *replayed)
     assert said.status == 1
-    assert f"code: {history.folder} ({head[:12]})" in said.err  # it stands there: no checkout
+    assert f"code: commit {head[:12]}" in said.err
     assert "different: 1 of 1 batches" in said.err
     assert (tmp_path / "again" / "difference.png").is_file()
 
@@ -273,6 +273,55 @@ def test_code_that_is_not_in_the_history_is_not_run(history, tmp_path):
     gone = git(clone, "rev-parse", "HEAD")
     with pytest.raises(RequestError, match="holds no ddchallenge"), code_at(gone, clone):
         pass
+
+
+def test_code_that_is_older_than_the_box_is_not_run(history, ddchallenge, tmp_path):
+    """It would run a stranger's submission in the open; the box is looked for in the commit."""
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "--quiet", str(history.folder), str(clone))
+    box = clone / "ddchallenge" / "sampling" / "launchers" / "sandbox.py"
+    text = box.read_text()
+    git(clone, "rm", "--quiet", str(box))
+    git(clone, "commit", "--quiet", "-m", "no box")
+    old = git(clone, "rev-parse", "HEAD")
+    for lies_there in (False, True):
+        if lies_there:
+            box.write_text(text)  # the checkout has it, the commit has not
+        with pytest.raises(RequestError, match="older than the box"), code_at(old, clone):
+            pass
+    git(clone, "add", "--all")
+    git(clone, "commit", "--quiet", "-m", "box")
+    write_result(tmp_path / "hostile.json", changed(history.result, commit=old))
+    line = ["reproduce", tmp_path / "hostile.json", "--repository", clone]
+    said = ddchallenge(*line, "--submission", history.entry, "--out", tmp_path / "again")
+    assert said.status == 2
+    assert "--this-code" in said.err
+    assert not (tmp_path / "again" / "bundle").exists()
+
+
+def test_the_recorded_launcher_is_taken(history):
+    """A result names its box; it is taken unless another is asked for, and that is listed."""
+    assert history.result.sampling.launcher == "process"
+    assert history.result.sampling.image is None
+    sampling = replace(history.result.sampling, launcher="container", image="sha256:" + "a" * 64)
+    boxed = replace(history.result, sampling=sampling)
+    here: LaunchOptions = {
+        "launcher": "process",
+        "engine": None,
+        "memory": None,
+        "disk": None,
+        "processes": None,
+        "cpus": None,
+    }
+    for asked, taken in (([], "container"), (["--launcher=process"], "process")):
+        with reproduce.make_context("reproduce", ["result.json", *asked]):
+            assert _recorded_box(boxed, here)["launcher"] == taken
+    changes = {change.what: change for change in agreement(boxed, history.result).changes}
+    assert (changes["launcher"].again, changes["launcher"].recorded) == ("process", "container")
+    assert "image" in changes
+    old = replace(sampling, launcher=None, image=None)
+    with reproduce.make_context("reproduce", ["result.json"]):
+        assert _recorded_box(replace(history.result, sampling=old), here) == here
 
 
 def test_an_interrupt_reaches_the_code_that_runs(history, tmp_path):

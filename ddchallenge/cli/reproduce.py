@@ -89,6 +89,8 @@ def reproduce(
     from ddchallenge.scoring import resolve_device
 
     console = new_console()
+    if result.is_dir():
+        result /= "result.json"
     recorded = read_result(result)
     check_record(recorded, str(result))
     if recorded.sampling is None and bundle is None:
@@ -99,24 +101,25 @@ def reproduce(
     to_score = scoring_arguments(recorded, resolve_device(device or recorded.protocol.device))
     spec, data = _dataset(console, recorded, dataset, image_size, data_dir)
     opened = None if bundle is None else _bundle_of(console, recorded, bundle, dataset, image_size)
+    launch = _recorded_box(recorded, launch)
     out = free_folder(out, spec, f"reproduce-{recorded.submission.name}").absolute()
     commit = None if this_code else named_commit(recorded)
     replayed: Replay | None = None
     with code_at(commit, repository) if commit else nullcontext(code_here()) as code:
-        chosen = submission_at(code, recorded, submission) if recorded.sampling else None
+        chosen = submission_at(code, recorded, submission, commit) if recorded.sampling else None
         if chosen is not None and chosen.needs_training_data:
             training_images(console, spec, data_dir)
         test_images(console, spec, data_dir)  # all data is looked for before anything is run
-        say(console, f"code: {code}" + (f" ({commit[:12]})" if commit else ""))
+        say(console, f"code: commit {commit[:12]}" if commit else f"code: {code}")
         if opened is None and chosen is not None:
-            _sample(code, recorded, chosen, device, [*data, *_box(launch)], out)
+            _sample(code, recorded, chosen, device, [*data, *_box(launch)], out, commit)
         elif opened is not None and chosen is not None:
             replayed = _replay(
                 console, opened, spec, chosen, batches, device, data_dir, out, launch
             )
         images = out / "bundle" if opened is None else opened.folder.absolute()
         line = ["score", str(images), *data, *to_score, f"--out={out}"]
-        run_code(code, line, recorded.provenance.threads, out / "result.json")
+        run_code(code, line, recorded.provenance.threads, out / "result.json", commit)
     _finish(console, result, recorded, replayed, out, as_json)
 
 
@@ -127,6 +130,7 @@ def _sample(
     device: str | None,
     more: list[str],
     out: Path,
+    commit: str | None,
 ) -> None:
     """Sample with the code of a result, as it was sampled then, to ``out/bundle``."""
     from ddchallenge.reproduce.again import run_code, sampling_arguments
@@ -139,7 +143,7 @@ def _sample(
         sampling, submission.folder, resolve_device(device or sampling.device)
     )
     line = ["sample", *said, *more, f"--out={out}"]
-    run_code(code, line, recorded.provenance.threads, out / "bundle")
+    run_code(code, line, recorded.provenance.threads, out / "bundle", commit)
 
 
 def _finish(
@@ -203,6 +207,17 @@ def _dataset(
     if data_dir is not None:
         said.append(f"--data-dir={data_dir.absolute()}")
     return spec, said
+
+
+def _recorded_box(recorded: Result, launch: LaunchOptions) -> LaunchOptions:
+    """The launcher of the result, where none was asked for by name."""
+    from click.core import ParameterSource
+
+    asked = click.get_current_context().get_parameter_source("launcher")
+    sampling = recorded.sampling
+    if asked is not ParameterSource.DEFAULT or sampling is None or sampling.launcher is None:
+        return launch
+    return {**launch, "launcher": sampling.launcher}
 
 
 def _box(launch: LaunchOptions) -> list[str]:

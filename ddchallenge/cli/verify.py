@@ -114,8 +114,11 @@ def verify(
     console = new_console()
     chosen, device = find_submission(submission), resolve_device(device)
     opened, spec = open_bundle(console, bundle, dataset, image_size)
-    out = out or opened.folder.parent / "difference.png"
-    refuse_existing(out)
+    if out is not None:
+        refuse_existing(out)
+    out = out or opened.folder.parent / "difference.png"  # ours: the next verify replaces it
+    if out.is_dir():
+        refuse_existing(out)
     check_writable(out.parent)
     seed = secrets.randbits(32) if seed is None else seed
     outcome = replay_bundle(
@@ -148,6 +151,18 @@ def _verdict(outcome: Replay, bundle: Bundle, submission: Submission, picture: P
         f"{submission.name} made {outcome.batches_checked} of the batches it was asked for, and "
         f"then: {outcome.unfinished}.\nThose agree; --time-limit gives it longer."
     )
+
+
+def _keep_log(console: Console, folder: Path, *, failed: bool) -> None:
+    """Remove the folder of a replay, but for what a generator that failed printed."""
+    log = folder / "worker.log"
+    if failed and log.is_file() and log.stat().st_size:
+        for other in folder.iterdir():
+            if other != log:
+                shutil.rmtree(other, ignore_errors=True) if other.is_dir() else other.unlink()
+        say(console, f"What the generator printed is in {log}")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def replay_bundle(
@@ -198,18 +213,28 @@ def replay_bundle(
         launcher=launcher_of(launch, data_dir),
     )
     folder = Path(tempfile.mkdtemp(prefix="ddchallenge-verify-"))
-    with closing(SamplingDisplay(console, "replay")) as display:
-        sampled = regenerate(
-            bundle, spec, order, folder, display, lambda line: say(console, line, style="yellow")
-        )
-    with counting(console, "replay", "copies") as counter:
-        outcome, pair = compare(
-            bundle, spec, order, sampled, lambda d, t: counter(d, t, "comparing copies")
-        )
-    shutil.rmtree(folder, ignore_errors=True)  # after an error it stays: its log is spoken of
+    failed = True
+    try:
+        with closing(SamplingDisplay(console, "replay")) as display:
+            sampled = regenerate(
+                bundle,
+                spec,
+                order,
+                folder,
+                display,
+                lambda line: say(console, line, style="yellow"),
+            )
+        with counting(console, "replay", "copies") as counter:
+            outcome, pair = compare(
+                bundle, spec, order, sampled, lambda d, t: counter(d, t, "comparing copies")
+            )
+        failed = outcome.verdict == "unfinished"
+    finally:
+        _keep_log(console, folder, failed=failed)
     for line in replay_lines(outcome, spec):
         say(console, line)
-    say(console, f"batches chosen by --seed {seed}")
+    if outcome.batches_checked != outcome.batches_recorded:
+        say(console, f"batches chosen by --seed {seed}")
     if pair is not None and outcome.first_different is not None:
         with atomic_file(picture) as temporary:
             difference_picture(pair, outcome.first_different, spec).save(temporary, format="PNG")

@@ -18,6 +18,7 @@ from ddchallenge.records import (
     Calibration,
     Difference,
     Numerics,
+    PhaseSeconds,
     Rate,
     Reference,
     Result,
@@ -237,7 +238,7 @@ def result_table(result: Result, class_names: Sequence[str]) -> Table:
         log = result.sampling
         phases = ", ".join(
             f"{name.replace('_', '-')} {getattr(log.seconds, name):.1f}"
-            for name in log.seconds.__dataclass_fields__
+            for name in _phases_known(result)
         )
         table.add_row(
             "sampling",
@@ -253,6 +254,13 @@ def result_table(result: Result, class_names: Sequence[str]) -> Table:
     if result.marks:
         table.add_row("marks", f"[yellow]{escape('; '.join(result.marks))}[/]")
     return table
+
+
+def _phases_known(result: Result) -> tuple[str, ...]:
+    """A spool says when its images came; what a killed supervisor waited for before, nobody."""
+    if any("recovered after" in mark for mark in result.marks):
+        return ("sampling",)
+    return tuple(PhaseSeconds.__dataclass_fields__)
 
 
 def reference_lines(reference: Reference) -> list[str]:

@@ -75,11 +75,14 @@ def _protocol(name: str, network: str) -> list[str]:
     )
 
 
-def run_code(code: Path, arguments: list[str], threads: int, made: Path) -> None:
+def run_code(
+    code: Path, arguments: list[str], threads: int, made: Path, commit: str | None = None
+) -> None:
     """Run the ``ddchallenge`` of a folder with these arguments, and --json, until ``made`` is.
 
     What it shows goes to our stderr. It computes with ``threads`` threads, as far as this machine
-    has that many cores: another number gives other last bits.
+    has that many cores: another number gives other last bits. ``commit`` is what the folder holds,
+    which may be gone when its name is read.
 
     Raises :class:`RunError` with what it said if ``made`` is not there in the end; an interrupt is
     passed on, and is one as well.
@@ -110,7 +113,8 @@ def run_code(code: Path, arguments: list[str], threads: int, made: Path) -> None
     if notice.requested:
         raise RunError(f"Interrupted; what was made is in {made.parent}.")
     if not made.exists():
-        raise RunError(f"`ddchallenge {arguments[0]}` of {code} failed: {_error(said)}")
+        name = f"commit {commit[:12]}" if commit else str(code)
+        raise RunError(f"`ddchallenge {arguments[0]}` of {name} failed: {_error(said)}")
 
 
 def _error(said: bytes) -> str:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ddchallenge.errors import RequestError
+from ddchallenge.jsonio import printable
 from ddchallenge.records import Interval, Result
 from ddchallenge.scoring.statistics import accuracy_of, welch_interval
 
@@ -151,5 +152,7 @@ def _facts(result: Result) -> dict[str, str]:
     }
     if sampling is not None:
         facts["sampled on"] = f"{sampling.device}, {sampling.hardware}"
+        facts["launcher"] = sampling.launcher or "not named"
+        facts["image"] = printable(sampling.image or "none")[:19]
         facts["sampling ended by"] = sampling.stop
     return facts

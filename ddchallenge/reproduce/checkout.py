@@ -26,6 +26,8 @@ __all__ = ["code_at", "code_here", "named_commit", "submission_at"]
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _THIS_CODE: Final = "--this-code takes the code that is here instead, and says so."
 _PARENTS: Final = ("submissions", "baselines")
+# What boxes a submission in: code older than it would run a stranger's in the open.
+_BOX: Final = "ddchallenge/sampling/launchers/sandbox.py"
 
 
 def named_commit(result: Result) -> str:
@@ -59,7 +61,8 @@ def code_at(commit: str, repository: Path | None) -> Iterator[Path]:
     that of the package, else the working folder.
 
     The code will be run, and the result that names it is a stranger's: the commit must be part of
-    what is checked out. Raises :class:`RequestError` where it is not.
+    what is checked out, and have the box that submissions run in. Raises :class:`RequestError`
+    where it is not or has none.
     """
     top = _repository(repository)
     _check(top, commit)
@@ -107,6 +110,12 @@ def _check(top: Path, commit: str) -> None:
             f"Commit {short} is no part of what is checked out in {top}, and its harness would be "
             "run.\nLook at it and check it out first, if you trust whoever wrote it.\n" + _THIS_CODE
         )
+    if _git(top, "cat-file", "-t", f"{commit}:{_BOX}") != "blob":
+        raise RequestError(
+            f"Commit {short} is older than the box that submissions run in: its code would run "
+            "this one with all you may do.\n"
+            "--this-code runs it in the box of the code that is here, and says what differs."
+        )
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
@@ -126,28 +135,34 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def submission_at(code: Path, result: Result, given: str | None) -> Submission:
+def submission_at(
+    code: Path, result: Result, given: str | None, commit: str | None = None
+) -> Submission:
     """The submission a result names, as it was: found by its name in a checkout, or ``given``.
+
+    ``commit`` is what is checked out in ``code``, a folder that may be gone when its name is read.
 
     Raises :class:`RequestError` where there is none, or one with other files.
     """
     identity = result.submission
-    submission = find_submission(given) if given else _by_name(code, identity.name)
+    where = f"commit {commit[:12]}" if commit else str(code)
+    submission = find_submission(given) if given else _by_name(code, identity.name, where)
     if submission.identity.digest != identity.digest:
         raise RequestError(
-            f"{submission.folder} is not the submission that made this result: its digest is "
+            f"{submission.folder if given or not commit else f'{identity.name!r} of {where}'} "
+            f"is not the submission that made this result: its digest is "
             f"{submission.identity.digest[:16]}, the result names {identity.digest[:16]}.\n"
             "Give the folder as it was then with --submission."
         )
     return submission
 
 
-def _by_name(code: Path, name: str) -> Submission:
+def _by_name(code: Path, name: str, where: str) -> Submission:
     for parent in _PARENTS if is_name(name) else ():
         folder = code / parent / name
         if (folder / CONFIG_NAME).is_file():
             return read_submission(folder)
     raise RequestError(
-        f"The submission {name[:80]!r} is not in {code}: it is neither in submissions/ nor in "
+        f"The submission {name[:80]!r} is not in {where}: it is neither in submissions/ nor in "
         "baselines/.\nGive its folder, as it was then, with --submission."
     )
