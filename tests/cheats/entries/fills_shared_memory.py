@@ -15,8 +15,7 @@ class G:
         self.batches += 1
         if self.batches == 3:
             with open("/dev/shm/cheat", "wb") as file:
-                for _ in range(200):
-                    file.write(bytes(1 << 20))
+                file.writelines(bytes(1 << 20) for _ in range(200))
             self.held = np.ones(400 << 20, np.uint8)
             time.sleep(10)
         return np.zeros((len(labels), 3, 8, 8), np.uint8)

@@ -24,16 +24,16 @@ class G:
             print("left in /dev/shm")
         except OSError as error:
             print(error)
-        for get in (libc.shmget, libc.semget, libc.msgget):
-            more = {libc.shmget: (4096,), libc.semget: (1,), libc.msgget: ()}[get]
+        for get, more in ((libc.shmget, (4096,)), (libc.semget, (1,)), (libc.msgget, ())):
             if get(0xDDC4EA7, *more, 0o600) >= 0:
                 self.found.append(get.__name__)
             elif get(0xDDC4EA7, *more, 0o1600) >= 0:
                 print("left by", get.__name__)
         queue = f"/{WORD}".encode()
-        if libc.mq_open(queue, os.O_RDWR) >= 0:
+        librt = libc if hasattr(libc, "mq_open") else ctypes.CDLL("librt.so.1")
+        if librt.mq_open(queue, os.O_RDWR) >= 0:
             self.found.append("mq_open")
-        elif libc.mq_open(queue, os.O_RDWR | os.O_CREAT, 0o600, None) >= 0:
+        elif librt.mq_open(queue, os.O_RDWR | os.O_CREAT, 0o600, None) >= 0:
             print("left by mq_open")
         word = WORD.encode()
         if libc.syscall(KEYCTL, SEARCH, USER_KEYRING, b"user", word, 0) >= 0:
