@@ -3,7 +3,7 @@
 Standard library only, and of that the light part: the guardian loads it under the clock.
 """
 
-# ruff: noqa: PTH112, PTH116, PTH123, PTH208 - pathlib is not light
+# ruff: noqa: PTH116, PTH123, PTH208 - pathlib is not light
 
 from __future__ import annotations
 
@@ -54,7 +54,6 @@ class Watch:
         self._limits = limits
         self._folder = folder
         self._next_run = self._next_disk = time.monotonic()
-        self._ours = os.stat(_SHARED_MEMORY).st_dev if os.path.isdir(_SHARED_MEMORY) else None
         self._shared_before = _shared_memory()
 
     def exceeded(self) -> str | None:
@@ -97,7 +96,7 @@ class Watch:
         for pid in pids:
             folder = f"/proc/{pid}/root{_SHARED_MEMORY}"
             try:
-                if os.stat(folder).st_dev != self._ours:
+                if os.stat(folder).st_dev != os.stat(_SHARED_MEMORY).st_dev:
                     return _shared_memory(folder)
             except OSError:
                 continue  # a zombie, or gone
