@@ -111,6 +111,45 @@ def test_limits_are_in_force(make_submission, tmp_path):
     assert (no_new_privileges, seccomp) == ("1", "2")
 
 
+def test_what_generators_share_work_with_goes_on_working(make_submission, tmp_path):
+    """Locks, queues, pools and data loaders with workers, forked and spawned; pinned threads."""
+    code = """
+    import json, multiprocessing, os, threading
+    import torch
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self): return 8
+        def __getitem__(self, n): return torch.full((4,), float(n))
+    def put(queue, lock):
+        with lock:
+            queue.put(3)
+    class G:
+        def setup(self, task):
+            found = []
+            for method in ("fork", "spawn"):
+                context = multiprocessing.get_context(method)
+                queue, lock = context.Queue(), context.Lock()
+                process = context.Process(target=put, args=(queue, lock))
+                process.start()
+                found.append(queue.get(timeout=60))
+                process.join()
+                with context.Pool(2) as pool:
+                    found.append(sum(pool.map(abs, [-1, -2])))
+                loader = torch.utils.data.DataLoader(
+                    Rows(), batch_size=2, num_workers=2, multiprocessing_context=context
+                )
+                found.append(int(sum(batch.sum() for batch in loader)))
+            done = threading.Event()
+            thread = threading.Thread(target=done.wait)
+            thread.start()
+            os.sched_setaffinity(thread.native_id, os.sched_getaffinity(0))
+            done.set()
+            raise RuntimeError("FOUND" + json.dumps(found))
+        def generate(self, labels, seed): ...
+    """
+    with pytest.raises(SamplingError, match=r"FOUND\[3, 3, 112, 3, 3, 112\]"):
+        race(make_submission(code), tmp_path / "out", 120)
+
+
 def test_more_memory_than_there_is_is_refused():
     """The message names both and what to do."""
     with pytest.raises(RequestError, match=r"limit of 4,096\.0 GiB is above the [\d.,]+ GiB this"):
@@ -226,8 +265,10 @@ def test_nothing_outlives_its_supervisor(make_submission, tmp_path, killed):
 
 def test_visible_paths_leave_out_what_is_hidden_and_nothing_beside_it(tmp_path):
     """Neighbours at every level are named; links, the hidden folder and what is in it are not."""
-    for name in ("a/data/test", "a/data/train", "a/other", "b", "code", "out/work"):
+    for name in ("a/data/test", "a/data/train", "a/other", "b", "code/__pycache__", "out/work"):
         (tmp_path / name).mkdir(parents=True)
+    for name in ("code/generate.py", "code/README.md", "code/__pycache__/x.pyc"):
+        (tmp_path / name).touch()
     (tmp_path / "a/link").symlink_to(tmp_path / "a/data")
     places = Places(
         submission=tmp_path / "code",
@@ -235,10 +276,11 @@ def test_visible_paths_leave_out_what_is_hidden_and_nothing_beside_it(tmp_path):
         training_data=tmp_path / "a/data/train",
     )
     hidden = hidden_paths([tmp_path / "a/data"], places)
-    found = visible_paths(places, hidden)
+    found = visible_paths(places, hidden, shared_memory=True)
     here = [path for path in found["read"] if path.startswith(str(tmp_path))]
     names = sorted(str(Path(path).relative_to(tmp_path)) for path in here)
-    assert names == ["a/data/train", "a/other", "b", "code"]
+    assert names == ["a/data/train", "a/other", "b", "code/generate.py"]
     assert str(tmp_path / "out/work") in found["write"]
     assert not any(path.startswith("/dev/") for path in found["read"])
     assert {"/dev/null", "/dev/shm"} <= set(found["write"])
+    assert "/dev/shm" not in visible_paths(places, hidden, shared_memory=False)["write"]

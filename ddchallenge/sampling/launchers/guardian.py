@@ -30,9 +30,10 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
-    from ddchallenge.sampling.launchers import sandbox, watch
+    from ddchallenge.sampling.launchers import sandbox, seccomp, watch
 else:
     import sandbox  # beside this script
+    import seccomp
     import watch
 
 __all__: list[str] = []
@@ -179,6 +180,9 @@ def _become(orders: dict[str, Any]) -> NoReturn:
         os.setsid()
         if sys.platform == "linux":
             guardian = os.getppid()
+            if orders["shared_memory"]:
+                # Landlock names the new folder, and forbids mounting.
+                sandbox.private_shared_memory(orders["shared_memory"])
             sandbox.prctl(sandbox.PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != guardian:
                 os._exit(BOX_FAILED)
@@ -220,7 +224,7 @@ def _close_the_box(orders: dict[str, Any]) -> None:
         sandbox.restrict(orders["landlock"], **orders["paths"])
     sandbox.drop_capabilities()
     if orders["seccomp"]:
-        sandbox.close_network()
+        sandbox.filter_calls(seccomp.program())
 
 
 if __name__ == "__main__":

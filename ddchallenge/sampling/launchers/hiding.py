@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Final
 
 from ddchallenge.datasets import cache_folder, data_folder
+from ddchallenge.generator import submission_files
 from ddchallenge.sampling.launchers import Places
 
 __all__ = ["hidden_paths", "visible_paths"]
 
 # Beside these a device file may be the disk the test set lies on.
 _DEVICES: Final = (
-    "null", "zero", "full", "random", "urandom", "shm",
+    "null", "zero", "full", "random", "urandom",
     "nvidia*", "dri", "kfd", "dxg", "infiniband",
 )  # fmt: skip
 # Below the home folder: nothing a generator needs.
@@ -52,21 +53,32 @@ def hidden_paths(chosen: Iterable[Path], places: Places) -> tuple[Path, ...]:
     return tuple(sorted({path.resolve() for path in found}))
 
 
-def visible_paths(places: Places, hidden: tuple[Path, ...]) -> dict[str, list[str]]:
+def visible_paths(
+    places: Places, hidden: tuple[Path, ...], *, shared_memory: bool
+) -> dict[str, list[str]]:
     """The arguments of :func:`~ddchallenge.sampling.launchers.sandbox.restrict`.
 
-    ``places`` and ``hidden`` are resolved. Names can be listed everywhere, since a right to list
-    a folder is one to list all below it, and without that nothing can be imported.
+    ``places`` and ``hidden`` are resolved. Of the submission only the files that are in its digest
+    are visible: compiled code in ``__pycache__`` would run in the place of its source.
+    ``shared_memory`` says whether /dev/shm is the worker's own. Names can be listed everywhere,
+    since a right to list a folder is one to list all below it, and without that nothing can be
+    imported.
     """
     devices = Path("/dev")
-    read = _all_but(Path("/"), {*hidden, devices})
+    closed = {*hidden, places.submission}
+    read = _all_but(Path("/"), {*closed, devices})
     package = Path(__file__).resolve().parents[2]
-    needed = {Path(sys.prefix), Path(sys.base_prefix), package, places.submission}
+    needed = {Path(sys.prefix), Path(sys.base_prefix), package}
     for path in {path.resolve() for path in needed}:
-        read += _all_but(path, {below for below in hidden if path in below.parents})
+        read += _all_but(path, {below for below in closed if path in below.parents})
+    within = {path for path in hidden if places.submission in path.parents}
+    for _, path in submission_files(places.submission):
+        if within.isdisjoint((path, *path.parents)):
+            read.append(path)
     if places.training_data is not None:
         read.append(places.training_data)
-    write = [places.working_dir, *(path for name in _DEVICES for path in devices.glob(name))]
+    names = (*_DEVICES, "shm") if shared_memory else _DEVICES
+    write = [places.working_dir, *(path for name in names for path in devices.glob(name))]
     return {
         "listed": ["/"],
         "read": sorted({str(path) for path in read}),

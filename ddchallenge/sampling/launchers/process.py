@@ -29,6 +29,7 @@ from ddchallenge.sampling.launchers import (
     check_memory,
     default_limits,
     sandbox,
+    seccomp,
 )
 from ddchallenge.sampling.launchers.hiding import hidden_paths, visible_paths
 from ddchallenge.sampling.launchers.variables import SET, passed_variables, worker_environment
@@ -58,7 +59,8 @@ class ProcessLauncher:
         self.limits = limits or default_limits()
         self._hidden = hidden
         self._landlock = sandbox.landlock_abi()
-        self._seccomp = sandbox.seccomp_known()
+        self._seccomp = seccomp.seccomp_known()
+        self._can_be_private = self._private = sandbox.shared_memory_can_be_private()
         check_memory(self.limits.memory_bytes)
 
     def prepare(
@@ -86,6 +88,7 @@ class ProcessLauncher:
     def start(self, places: Places, spare: Callable[[], Collection[int]] = tuple) -> WorkerProcess:
         """Start a guardian and below it the worker."""
         places = self.inside(places)
+        self._private = self._can_be_private and not _in_shared_memory(places)
         environment = worker_environment(places.working_dir)
         Path(environment["TMPDIR"]).mkdir(exist_ok=True)
         worker = WorkerProcess(environment, spare)
@@ -99,13 +102,16 @@ class ProcessLauncher:
             cpus = sorted(os.sched_getaffinity(0))[: math.ceil(self.limits.cpus)]
         paths = {}
         if self._landlock is not None:
-            paths = visible_paths(places, hidden_paths(self._hidden, places))
+            paths = visible_paths(
+                places, hidden_paths(self._hidden, places), shared_memory=self._private
+            )
         return {
             "command": [sys.executable, "-P", "-m", "ddchallenge.sampling.worker"],
             "folder": str(places.working_dir),
             "cpus": cpus,
             "limits": self._resource_limits(),
             "watched": asdict(self.limits),
+            "shared_memory": self.limits.memory_bytes // 2 if self._private else 0,
             "landlock": self._landlock,
             "seccomp": self._seccomp,
             "paths": paths,
@@ -132,12 +138,20 @@ class ProcessLauncher:
         if abi is not None:
             cut += [
                 "files: data sets, cache, run folder and credentials cannot be read; "
-                "writing in the working folder, /dev/shm and GPU devices only"
+                "of the submission what is in its digest can; "
+                "writing in the working folder, GPU devices "
+                f"{'and its own /dev/shm' if self._private else 'but not /dev/shm'} only"
             ]
+        if self._private:
+            cut += ["shared memory and IPC: a mount and an IPC namespace of its own"]
         if abi is not None and abi >= sandbox.SCOPES_ABI:
             cut += ["signals and abstract sockets: its own processes only"]
         if self._seccomp:
-            cut += ["network: Unix and netlink sockets only; no io_uring"]
+            cut += [
+                "network: Unix and netlink sockets only; no io_uring",
+                "system calls: no limits, priorities or memory of other processes; no System V or "
+                "POSIX IPC objects, keys or user namespaces",
+            ]
         elif abi is not None and abi >= sandbox.NETWORK_ABI:
             cut += ["network: no TCP"]
         if sys.platform == "linux":
@@ -330,6 +344,13 @@ class WorkerProcess:
                     continue
         self._guardian.poll()
         return alive
+
+
+def _in_shared_memory(places: Places) -> bool:
+    """Whether something the worker needs lies in /dev/shm, so that it cannot have its own."""
+    needed = [places.submission, places.working_dir, Path(__file__).resolve(), Path(sys.prefix)]
+    needed += [Path(sys.base_prefix), *([places.training_data] if places.training_data else [])]
+    return any(path.is_relative_to(sandbox.SHARED_MEMORY) for path in needed)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

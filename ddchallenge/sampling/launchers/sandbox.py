@@ -1,9 +1,9 @@
-"""What Linux lets any process give up for good: files, the network, signals, capabilities.
+"""What Linux lets any process give up for good: files, system calls, signals, capabilities.
 
 Nothing here needs privileges, and nothing undoes it: it holds for a process and all it starts.
 Imports the standard library only and reads no configuration: the guardian runs it before anything
 else exists. Sources: landlock(7) and https://docs.kernel.org/userspace-api/landlock.html (system
-calls 444 to 446 on every architecture), seccomp(2), capabilities(7).
+calls 444 to 446 on every architecture), seccomp(2), capabilities(7), mount_namespaces(7).
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from collections.abc import Iterable
 from typing import Final
 
 __all__ = [
-    "close_network",
     "drop_capabilities",
+    "filter_calls",
     "landlock_abi",
     "no_new_privileges",
     "prctl",
+    "private_shared_memory",
     "restrict",
     "scope_signals",
-    "seccomp_known",
+    "shared_memory_can_be_private",
 ]
 
 _CREATE_RULESET: Final = 444
@@ -50,6 +51,11 @@ PR_SET_SECCOMP: Final = 22
 PR_CAPBSET_DROP: Final = 24
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_SET_NO_NEW_PRIVS: Final = 38
+
+# unshare(2), mount(2)
+_NEWNS, _NEWIPC, _NEWUSER = 0x00020000, 0x08000000, 0x10000000
+_MS_NOSUID, _MS_NODEV, _MS_REC, _MS_PRIVATE = 2, 4, 1 << 14, 1 << 18
+SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108 - made anew
 
 # A root that owns nothing could not read a submission that belongs to somebody else.
 _CAP_DAC_OVERRIDE: Final = 1
@@ -158,50 +164,67 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
 
 # ------------------------------------------------------------------------------------------ seccomp
 
-# machine: (AUDIT_ARCH, socket); io_uring_setup is 425 on both
-_MACHINES: Final = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
-_IO_URING_SETUP: Final = 425
-_X32_BIT: Final = 0x40000000
-_AF_UNIX, _AF_NETLINK = 1, 16
-_ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
-_EACCES, _ENOSYS = 13, 38
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
-
 
 class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 
 
-def seccomp_known() -> bool:
-    """Whether :func:`close_network` knows this machine's system calls."""
-    return sys.platform == "linux" and os.uname().machine in _MACHINES
+def filter_calls(program: bytes) -> None:
+    """Refuse system calls from here on, as a program for seccomp(2) has it, 8 bytes a line.
 
-
-def close_network() -> None:
-    """Only Unix and netlink sockets from here on: no TCP, no UDP, no raw packets.
-
-    io_uring goes too, which could make sockets past this. Needs :func:`no_new_privileges`. Raises
-    :class:`OSError`.
+    Needs :func:`no_new_privileges`. Raises :class:`OSError`.
     """
-    architecture, socket = _MACHINES[os.uname().machine]
-    lines = [
-        (_LOAD, 0, 0, 4),  # seccomp_data.arch
-        (_EQUAL, 1, 0, architecture),
-        (_RETURN, 0, 0, _KILL),
-        (_LOAD, 0, 0, 0),  # .nr
-        (_AT_LEAST, 7, 0, _X32_BIT),  # to "no such call"
-        (_EQUAL, 6, 0, _IO_URING_SETUP),
-        (_EQUAL, 0, 3, socket),  # else allow
-        (_LOAD, 0, 0, 16),  # .args[0], the lower half: the family
-        (_EQUAL, 1, 0, _AF_UNIX),
-        (_EQUAL, 0, 1, _AF_NETLINK),
-        (_RETURN, 0, 0, _ALLOW),
-        (_RETURN, 0, 0, _ERRNO | _EACCES),
-        (_RETURN, 0, 0, _ERRNO | _ENOSYS),
-    ]
-    program = b"".join(struct.pack("=HBBI", *line) for line in lines)
-    described = _Program(len(lines), program)
+    described = _Program(len(program) // 8, program)
     prctl(PR_SET_SECCOMP, 2, ctypes.byref(described))
+
+
+# ------------------------------------------------------------------------------------ shared memory
+
+
+def private_shared_memory(most_bytes: int) -> None:
+    """From here on an empty /dev/shm and IPC objects of this process's own; gone when it is.
+
+    It is a mount namespace of its own, made by root as root, by others in a user namespace where
+    they are who they were. Raises :class:`OSError` where the kernel allows neither.
+    """
+    if _libc is None:
+        raise OSError(0, "not Linux")
+    user, group = os.geteuid(), os.getegid()
+    _checked(_libc.unshare(_NEWNS | _NEWIPC | (_NEWUSER if user else 0)))
+    if user:
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{user} {user} 1"),
+            ("gid_map", f"{group} {group} 1"),
+        ):
+            with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123 - no pathlib
+                file.write(text)
+    _checked(_libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None))
+    options = f"size={most_bytes},mode=1777".encode()
+    flags = _MS_NOSUID | _MS_NODEV
+    _checked(_libc.mount(b"tmpfs", SHARED_MEMORY.encode(), b"tmpfs", flags, options))
+
+
+def _checked(result: int) -> None:
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+def shared_memory_can_be_private() -> bool:
+    """Whether :func:`private_shared_memory` works here, tried in a process of its own."""
+    if sys.platform != "linux":
+        return False
+    import subprocess  # not light, and the guardian needs it not
+
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", "-s", __file__],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    return done.returncode == 0
 
 
 # ------------------------------------------------------------------------------------- capabilities
@@ -230,3 +253,8 @@ def drop_capabilities() -> None:
     if _libc.capset(header, wanted) != 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
+
+
+if __name__ == "__main__":
+    no_new_privileges()
+    private_shared_memory(1 << 20)

@@ -3,7 +3,7 @@
 Standard library only, and of that the light part: the guardian loads it under the clock.
 """
 
-# ruff: noqa: PTH123, PTH208 - pathlib is not light
+# ruff: noqa: PTH116, PTH123, PTH208 - pathlib is not light
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Watch:
         if tasks > most:
             return f"{tasks:,} processes and threads, {most:,} are allowed"
         # A file in /dev/shm is memory, though no process need have it mapped.
-        written = _shared_memory() - self._shared_before
+        written = self._written(pids)
         most = self._limits["memory_bytes"]
         if memory + max(shared, written) > most:
             # Forked processes share pages, which a plain sum counts more than once.
@@ -90,6 +90,18 @@ class Watch:
             if memory > most:
                 return f"{_mib(memory)} of memory, {_mib(most)} are allowed"
         return None
+
+    def _written(self, pids: Iterable[int]) -> int:
+        """Bytes the run has in /dev/shm: in all of its own, or more than there were in ours."""
+        for pid in pids:
+            folder = f"/proc/{pid}/root{_SHARED_MEMORY}"
+            try:
+                if os.stat(folder).st_dev != os.stat(_SHARED_MEMORY).st_dev:
+                    return _shared_memory(folder)
+            except OSError:
+                continue  # a zombie, or gone
+            break
+        return _shared_memory() - self._shared_before
 
 
 def pause(began: float) -> float:
@@ -127,10 +139,10 @@ def _proportional(pids: Iterable[int]) -> tuple[int, int]:
     return private, shared
 
 
-def _shared_memory() -> int:
+def _shared_memory(folder: str = _SHARED_MEMORY) -> int:
     """Bytes in /dev/shm, of whoever."""
     try:
-        disk = os.statvfs(_SHARED_MEMORY)
+        disk = os.statvfs(folder)
     except OSError:
         return 0
     return (disk.f_blocks - disk.f_bfree) * disk.f_frsize
