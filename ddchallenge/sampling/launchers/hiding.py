@@ -62,7 +62,8 @@ def hidden_paths(chosen: Iterable[Path], places: Places) -> tuple[Path, ...]:
     ]
     if home := os.environ.get("HF_HOME"):
         found += [Path(home) / "token", Path(home) / "stored_tokens"]
-    return tuple(sorted({path.resolve() for path in found}))
+    # Path.resolve raises where links go round.
+    return tuple(sorted({Path(os.path.realpath(path)) for path in found}))
 
 
 def _linked(folder: Path, depth: int) -> list[Path]:
@@ -75,14 +76,14 @@ def _linked(folder: Path, depth: int) -> list[Path]:
             for entry in entries:
                 path = Path(entry.path)
                 if entry.is_symlink():
-                    target = path.resolve()
+                    target = Path(os.path.realpath(path))
                     if target not in above:
                         found.append(target)
                         # A folder may have links in it, whichever way one comes to it.
                         found += _linked(target, depth - 1) if depth > 1 else []
                 elif depth > 1 and entry.is_dir():
                     found += _linked(path, depth - 1)
-    except (OSError, RuntimeError):  # RuntimeError: links that go round
+    except OSError:
         pass
     return found
 
