@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -58,6 +59,9 @@ ENTRY_POINT_GROUP: Final = "ddchallenge.submissions"
 # Among the datasets of a submission: whatever --dataset folder:PATH may hold.
 CLASS_FOLDERS: Final = "folder"
 CONFIG_NAME: Final = "submission.toml"
+# What is hashed before the clock starts; a file of over HOLES_BYTES must be there in earnest.
+MAX_FOLDER_BYTES: Final = 64 << 30
+HOLES_BYTES: Final = 1 << 30
 MAX_CONFIG_BYTES: Final = 32 * 1024  # with two paths it fits into a pipe at once
 # What Python, git and file browsers leave in a folder.
 _CACHES: Final = frozenset({"__pycache__", ".git", ".DS_Store", ".ipynb_checkpoints"})
@@ -294,9 +298,7 @@ def read_submission(folder: Path) -> Submission:
     """
     path = folder / CONFIG_NAME
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise SubmissionError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes.")
-        text = path.read_text(encoding="utf-8")
+        text = _config_text(path)
     except FileNotFoundError:
         raise SubmissionError(
             f"{folder} holds no {CONFIG_NAME}, so it is not a submission.\n"
@@ -305,6 +307,19 @@ def read_submission(folder: Path) -> Submission:
     except (OSError, UnicodeDecodeError) as error:
         raise SubmissionError(f"{path} cannot be read: {error}") from None
     return parse_submission(text, path, lambda name: (folder / name).is_file())
+
+
+def _config_text(path: Path) -> str:
+    # A pipe would be waited for, and opening a device may do something.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise SubmissionError(f"{path} is no plain file.")
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise SubmissionError(f"{path} is no plain file.")
+        raw = file.read(MAX_CONFIG_BYTES + 1)
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise SubmissionError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes.")
+    return raw.decode("utf-8").replace("\r\n", "\n")
 
 
 def parse_submission(text: str, path: Path, is_file: Callable[[str], bool]) -> Submission:
@@ -402,15 +417,35 @@ def is_leftover(relative: PurePath) -> bool:
 def submission_files(folder: Path) -> Iterator[tuple[PurePath, Path]]:
     """The files that make a submission what it is, as (relative path, where), sorted by path.
 
-    Raises :class:`SubmissionError` for a symbolic link: it could point outside the folder.
+    Raises :class:`SubmissionError` for a symbolic link, which could point outside the folder, for
+    more than :data:`MAX_FOLDER_BYTES`, and for large files that are next to nothing but holes.
     """
-    for path in sorted(folder.rglob("*")):
+    total = 0
+    try:
+        paths = sorted(folder.rglob("*"))
+    except (OSError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "its folders are too deep"
+        raise SubmissionError(f"{folder} cannot be listed: {reason}.") from None
+    for path in paths:
         relative = path.relative_to(folder)
         if not is_digested(relative):
             continue
         if path.is_symlink():
             raise SubmissionError(f"{path} is a symbolic link; a submission holds plain files.")
         if path.is_file():
+            found = path.stat()
+            total += found.st_size
+            if total > MAX_FOLDER_BYTES:
+                raise SubmissionError(
+                    f"{folder} holds more than {MAX_FOLDER_BYTES >> 30} GiB, up to {path} of "
+                    f"{found.st_size:,} bytes.\nRemove what the submission does not need."
+                )
+            if found.st_size > HOLES_BYTES and found.st_blocks * 512 < found.st_size // 100:
+                raise SubmissionError(
+                    f"{path} says it has {found.st_size:,} bytes, on disk are "
+                    f"{found.st_blocks * 512:,}: a file of holes.\n"
+                    "Remove it, or write it in full."
+                )
             yield relative, path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -185,3 +186,22 @@ def test_weights_have_a_digest_of_their_own(make_submission):
     assert submission.identity != identity
     weights.write_bytes(b"2")
     assert submission.weights_digest not in (None, first)
+
+
+def test_a_pipe_is_no_submission(tmp_path):
+    """It is refused at once: opening it would wait for a writer."""
+    os.mkfifo(tmp_path / "submission.toml")
+    with pytest.raises(SubmissionError, match="no plain file"):
+        read_submission(tmp_path)
+
+
+def test_files_too_large_to_hash_are_refused(tmp_path):
+    """Neither a file of holes nor more than the bound is read."""
+    with (tmp_path / "weights.bin").open("wb") as file:
+        file.truncate(2 << 30)
+    with pytest.raises(SubmissionError, match="a file of holes"):
+        folder_digest(tmp_path)
+    with (tmp_path / "weights.bin").open("wb") as file:
+        file.truncate(65 << 30)
+    with pytest.raises(SubmissionError, match="more than 64 GiB"):
+        folder_digest(tmp_path)

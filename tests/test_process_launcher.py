@@ -284,3 +284,26 @@ def test_visible_paths_leave_out_what_is_hidden_and_nothing_beside_it(tmp_path):
     assert not any(path.startswith("/dev/") for path in found["read"])
     assert {"/dev/null", "/dev/shm"} <= set(found["write"])
     assert "/dev/shm" not in visible_paths(places, hidden, shared_memory=False)["write"]
+
+
+def test_links_usual_folders_and_other_runs_are_hidden(tmp_path, monkeypatch):
+    """What data folders link to, where caches usually are, and the bundles beside this run."""
+    for name in ("real/cifar", "real/test", "data/tiny", "out/work", "old/bundle", "code"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "real/zip").write_bytes(b"zip")
+    (tmp_path / "data/cifar").symlink_to("../real/cifar")
+    (tmp_path / "data/tiny/test").symlink_to(tmp_path / "real/test")
+    (tmp_path / "data/some.zip").symlink_to(tmp_path / "real/zip")
+    (tmp_path / "data/round").symlink_to("round")
+    (tmp_path / "data/all").symlink_to("/")
+    monkeypatch.setenv("DDCHALLENGE_CACHE", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "usual"))
+    places = Places(
+        submission=tmp_path / "code", working_dir=tmp_path / "out/work", training_data=None
+    )
+    hidden = hidden_paths([tmp_path / "data"], places)
+    expected = ("real/cifar", "real/test", "real/zip", "usual/ddchallenge", "elsewhere", "old")
+    assert {tmp_path / name for name in expected} <= set(hidden)
+    assert Path("/") not in hidden
+    assert tmp_path / "code" not in hidden
+    assert Path("/var/lib/containers") in hidden

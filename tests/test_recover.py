@@ -234,3 +234,31 @@ def test_a_link_is_no_spool(left, tmp_path):
     (left / "spool.bin").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(RequestError, match="cannot be written"):
         recover(left, SPEC)
+
+
+def test_ranges_of_copies_are_noted_without_their_numbers():
+    """As a set of numbers would: overlaps are refused, in whatever order the ranges come."""
+    import random
+
+    from ddchallenge.sampling.recover import _Past
+
+    past = _Past.__new__(_Past)
+    past._copied = []
+    generator, numbers = random.Random(3), set()
+    taken = 0
+    for _ in range(3000):
+        first = generator.randrange(2000)
+        end = first + generator.randint(1, 5)
+        free = numbers.isdisjoint(range(first, end))
+        assert past._take(first, end) == free
+        if free:
+            numbers.update(range(first, end))
+            taken += 1
+        edges = past._copied
+        assert edges == sorted(set(edges))
+        assert len(edges) % 2 == 0
+    assert taken > 300
+    ranges = zip(edges[::2], edges[1::2], strict=True)
+    assert {number for a, b in ranges for number in range(a, b)} == numbers
+    assert past._take(10**6, 10**15)
+    assert not past._take(10**14, 10**14 + 1)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import selectors
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from ddchallenge.records import (
 )
 from ddchallenge.sampling.launchers import Places, Worker
 from ddchallenge.sampling.output_log import OutputLog
+from ddchallenge.sampling.removal import remove_folder
 from ddchallenge.sampling.supervisor import TICK_SECONDS, SamplingOrder
 from ddchallenge.sampling.taking import IMAGES_FILE, LABELS_FILE, Taker
 from ddchallenge.sampling.wire import MAX_TEXT_BYTES, FrameReader, Header, Kind, WireError
@@ -140,7 +140,7 @@ class _Run:
         try:
             yield work
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            remove_folder(work)
 
     # ------------------------------------------------------------------------------------- the race
 

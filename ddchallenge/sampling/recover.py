@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ from ddchallenge.sampling.supervisor import RUN_FILE, Sampled
 __all__ = ["read_run", "recover"]
 
 MAX_RUN_BYTES: Final = 1 << 20
+NUMBER_BYTES: Final = 64
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -108,7 +110,8 @@ def _read(about: RunRecord, spec: DatasetSpec, spool: Spool) -> Sampled:
             f"There is nothing to recover in {spool.path.parent}: "
             "not one image had come when the run was killed."
         )
-    _check_memory((past.images + past.copies.images) * 3 * spec.image_size**2)
+    # Beside its pixels an image has numbers, while they are put in order.
+    _check_memory((past.images + past.copies.images) * (3 * spec.image_size**2 + NUMBER_BYTES))
     sampled = past.images
     dropped = past.copies.keep_whole_rounds(spec.num_classes) if sampled >= spec.num_classes else 0
     ranges = past.copies.ranges()
@@ -145,7 +148,8 @@ class _Past:
         self.copies = CopyMaker(self._plan, about.run_seed, spool)
         self._index = 0
         self._last = 0.0
-        self._copied: set[int] = set()
+        # Starts and ends of the ranges that have copies, sorted: they never overlap.
+        self._copied: list[int] = []
         self.images = 0
 
     def admit(self, found: Found) -> bool:
@@ -154,12 +158,11 @@ class _Past:
         if not math.isfinite(received) or not 0 <= received < self._about.budget_seconds:
             return False
         if found.copies:
-            numbers = range(found.first, found.first + found.count)
-            if found.copies != self._plan.copies or numbers.stop > self.images:
+            end = found.first + found.count
+            if found.copies != self._plan.copies or end > self.images:
                 return False
-            if not self._copied.isdisjoint(numbers):
+            if not self._take(found.first, end):
                 return False
-            self._copied.update(numbers)
             self.copies.recall(found.first, found.count)
         else:
             seed = batch_seed(self._about.run_seed, self._index)
@@ -169,6 +172,19 @@ class _Past:
             self._index += 1
             self.images += found.count
             self._last = received
+        return True
+
+    def _take(self, first: int, end: int) -> bool:
+        """Note that a range has copies; False if some of it had already. Neighbours are joined."""
+        edges = self._copied
+        place = bisect_right(edges, first)
+        if place % 2 or (place < len(edges) and edges[place] < end):
+            return False
+        joins_left = place > 0 and edges[place - 1] == first
+        joins_right = place < len(edges) and edges[place] == end
+        edges[place - joins_left : place + joins_right] = [first] * (not joins_left) + [end] * (
+            not joins_right
+        )
         return True
 
     def log(self, detail: str, ranges: tuple[tuple[int, int], ...]) -> SamplingLog:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import selectors
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable
@@ -42,6 +41,7 @@ from ddchallenge.sampling.copies import CopyMaker
 from ddchallenge.sampling.launchers import ENDING_SECONDS, Launcher, Places, Worker
 from ddchallenge.sampling.launchers.process import ProcessLauncher
 from ddchallenge.sampling.output_log import OutputLog
+from ddchallenge.sampling.removal import remove_folder
 from ddchallenge.sampling.schedule import BatchRequest, batch_seed, fitted_batch
 from ddchallenge.sampling.spool import Spool
 from ddchallenge.sampling.wire import (
@@ -115,7 +115,7 @@ class Sampled:
         folder = self.spool.path.parent
         self.spool.delete()
         (folder / RUN_FILE).unlink(missing_ok=True)
-        shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)  # there if it was recovered
+        remove_folder(folder / WORK_FOLDER)  # there if it was recovered
 
 
 def sample(
@@ -228,7 +228,7 @@ class _Race:
 
     def _tidy(self, working_dir: Path, ours: bool) -> None:
         """Remove the working folder, and after a run that left nothing all that we made."""
-        shutil.rmtree(working_dir, ignore_errors=True)
+        remove_folder(working_dir)
         log = self.folder / "worker.log"
         if not self.batches:
             (self.folder / RUN_FILE).unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from ddchallenge.sampling.launchers import (
 from ddchallenge.sampling.launchers.cgroup import ControlGroup
 from ddchallenge.sampling.launchers.engine import Engine
 from ddchallenge.sampling.launchers.process import enlarge_pipe
-from ddchallenge.sampling.launchers.watch import folder_bytes, pause
+from ddchallenge.sampling.launchers.watch import folder_problem, pause
 
 __all__ = ["ContainerWorker", "leave_orphans_to_init"]
 
@@ -139,10 +139,8 @@ class ContainerWorker:
     def _measure_folder(self) -> None:
         if self._kept is None or (now := time.monotonic()) < self._next_measure:
             return
-        size, most = folder_bytes(str(self._kept)), self._limits.disk_bytes
+        self._exceeded = folder_problem(str(self._kept), self._limits.disk_bytes)
         self._next_measure = now + pause(now)
-        if size > most:
-            self._exceeded = f"{_mib(size)} of files, {_mib(most)} are allowed"
 
     def _look_for_group(self) -> None:
         """Ask the engine for the container's process, without waiting for the answer."""

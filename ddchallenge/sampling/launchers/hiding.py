@@ -29,28 +29,78 @@ _SECRETS: Final = (
     ".git-credentials", ".netrc", ".pypirc", ".cache/huggingface/token",
     ".cache/huggingface/stored_tokens", ".kaggle",
 )  # fmt: skip
+# Layers of images: a digits test set lies in those with scikit-learn.
+_STORAGES: Final = (Path("/var/lib/containers"), Path("/var/lib/docker"))
+# Links are followed in a data folder and in the folders in it: those in a third row may be a
+# million images.
+LINK_DEPTH: Final = 2
 
 
 def hidden_paths(chosen: Iterable[Path], places: Places) -> tuple[Path, ...]:
-    """What must not be read: data sets, the harness's cache, the run's own folder, credentials.
+    """What must not be read: data sets, caches, this and other runs' folders, credentials.
 
     ``chosen`` are further ones, those of ``places`` are among them. All resolved.
     """
+    import platformdirs
+
     # digits comes with scikit-learn: its test images lie in the library.
     sklearn = find_spec("sklearn")
     library = Path(sklearn.origin).parent if sklearn and sklearn.origin else None
+    usual = platformdirs.user_cache_path("ddchallenge", appauthor=False)
+    data = [*chosen, *places.hidden, data_folder(), usual / "data"]
     found = [
-        *chosen,
-        *places.hidden,
-        data_folder(),
+        *data,
+        *(target for folder in data for target in _linked(folder, LINK_DEPTH)),
+        # Also where the environment names others: an earlier run may have decoded to it.
+        usual,
         cache_folder(),
         places.working_dir.parent,
+        *_other_runs(places.working_dir.parent),
+        *_STORAGES,
+        *(Path.home() / ".local/share" / name for name in ("containers", "docker")),
         *(Path.home() / name for name in _SECRETS),
         *([library / "datasets/data/digits.csv.gz"] if library else []),
     ]
     if home := os.environ.get("HF_HOME"):
         found += [Path(home) / "token", Path(home) / "stored_tokens"]
-    return tuple(sorted({path.resolve() for path in found}))
+    # Path.resolve raises where links go round.
+    return tuple(sorted({Path(os.path.realpath(path)) for path in found}))
+
+
+def _linked(folder: Path, depth: int) -> list[Path]:
+    """What links in a folder, and in folders in it, lead to; nothing that all programs need."""
+    needed = {Path(sys.prefix), Path(sys.base_prefix), Path.home(), Path("/usr"), Path("/proc")}
+    above = {Path("/"), *needed, *(parent for path in needed for parent in path.parents)}
+    found: list[Path] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path = Path(entry.path)
+                if entry.is_symlink():
+                    target = Path(os.path.realpath(path))
+                    if target not in above:
+                        found.append(target)
+                        # A folder may have links in it, whichever way one comes to it.
+                        found += _linked(target, depth - 1) if depth > 1 else []
+                elif depth > 1 and entry.is_dir():
+                    found += _linked(path, depth - 1)
+    except OSError:
+        pass
+    return found
+
+
+def _other_runs(out: Path) -> list[Path]:
+    """Where the images of other runs lie: beside this one, and where runs go by themselves."""
+    found = [Path("runs").resolve()]
+    try:
+        with os.scandir(out.parent) as entries:
+            for entry in entries:
+                names = (f"{entry.path}/bundle", f"{entry.path}/spool.bin")
+                if any(map(os.path.lexists, names)):
+                    found.append(Path(entry.path))
+    except OSError:
+        pass
+    return found
 
 
 def visible_paths(
