@@ -125,7 +125,8 @@ def _compare_revision(engine: Engine, harness: str, say: Callable[[str], None]) 
     if here and re.fullmatch(r"[0-9a-f]{40,64}", built) and built != here:
         say(
             f"The image {harness!r} is of commit {built[:7]}, this code of {here[:7]}: "
-            "its packages may be other ones (`make image` builds it anew). The worker's code is this one's."
+            "its packages may be other ones (`make image` builds it anew). "
+            "The worker's code is this one's."
         )
 
 

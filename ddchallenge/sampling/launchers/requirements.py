@@ -47,10 +47,10 @@ def pip_requirements(path: Path, data: bytes) -> str:
         raise SubmissionError(f"{path} has more than {MAX_BYTES >> 20} MiB. Is it a lock?")
     text = data.replace(b"\r\n", b"\n").decode("latin-1")
     if found := re.search(r"[^\x20-\x7e\t\n]", text):
-        line = text.count("\n", 0, found.start()) + 1
+        number = text.count("\n", 0, found.start()) + 1
         raise SubmissionError(
             f"{path}: only plain ASCII text is read, found {printable(repr(found[0]))} "
-            f"in line {line}.\nWrite it anew with `uv pip compile --generate-hashes`."
+            f"in line {number}.\nWrite it anew with `uv pip compile --generate-hashes`."
         )
     lines = text.split("\n")
     for line in lines[:2]:
