@@ -12,12 +12,12 @@ from pathlib import Path
 import ddchallenge
 from ddchallenge.records import Environment
 
-__all__ = ["describe_environment", "thread_count"]
+__all__ = ["describe_environment", "git_revision", "thread_count"]
 
 
 def describe_environment(device: str) -> Environment:
     """What this process runs on. ``device`` is a torch device string, ``cpu`` or ``cuda[:n]``."""
-    commit, dirty = _git_revision(Path(ddchallenge.__file__).resolve().parent)
+    commit, dirty = git_revision(Path(ddchallenge.__file__).resolve().parent)
     return Environment(
         version=ddchallenge.__version__,
         commit=commit,
@@ -37,7 +37,9 @@ def thread_count() -> int:
     return torch.get_num_threads()
 
 
-def _git_revision(folder: Path) -> tuple[str | None, bool | None]:
+def git_revision(folder: Path) -> tuple[str | None, bool | None]:
+    """The commit of the package in ``folder`` and whether it was changed; None for not known."""
+
     # An installed wheel may lie inside some other project's checkout: only a repository that
     # tracks this very file counts.
     def git(*arguments: str) -> str | None:

@@ -20,7 +20,7 @@ from racing import HONEST, SPEC, living, race
 from ddchallenge.datasets import load_split
 from ddchallenge.errors import RequestError, RunError, SamplingError
 from ddchallenge.records import Limits
-from ddchallenge.sampling.launchers import default_limits
+from ddchallenge.sampling.launchers import Places, container, default_limits
 from ddchallenge.sampling.launchers.box import box_environment, box_options, breaches
 from ddchallenge.sampling.launchers.cgroup import ControlGroup
 from ddchallenge.sampling.launchers.container import ContainerLauncher
@@ -163,6 +163,7 @@ def test_what_a_worker_sees(make_submission, engine, tmp_path):
     assert (found["cwd"], found["tmp"], found["training"]) == ("/work", "/work/tmp", False)
     assert found["work"] == 64 << 20
     record = launcher.record()
+    assert record.limits.disk_bytes == 64 << 20
     assert set(record.environment) <= set(found["env"])
     assert not [key for key in found["env"] if "TOKEN" in key or "SECRET" in key]
     assert record.launcher == "container"
@@ -356,6 +357,50 @@ def test_from_the_command_line_to_a_score(make_submission, engine, tmp_path, mon
     ours = manifest["launch"]["image"].removeprefix("sha256:")
     assert any(ours.startswith(identity) for identity in listed.split())
     engine.ask("rmi", "--force", ours)
+
+
+def test_a_container_ends_though_everybody_is_killed(
+    make_submission, engine, tmp_path, monkeypatch
+):
+    """Remover and client gone: after the budget and its slack podman itself ends it."""
+    if not engine.ends_late:
+        pytest.skip("this engine's run takes no --timeout")
+    monkeypatch.setattr(container, "SLACK_SECONDS", 1.0)
+    launcher = ContainerLauncher(SMALL)
+    submission = make_submission(HONEST)
+    launcher.prepare(submission, "cpu")
+    places = Places(
+        submission=submission.folder, working_dir=tmp_path, training_data=None, seconds=2.0
+    )
+    worker = launcher.start(places)
+    try:
+        until = time.monotonic() + 30
+        while not running(engine, worker):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        worker._remover.kill()
+        worker._client.kill()
+        while running(engine, worker):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+    finally:
+        worker.stop(lambda: None)
+        worker.close()
+
+
+def running(engine, worker) -> bool:
+    return bool(engine.read("ps", "--quiet", "--filter", f"name=^{worker._name}$"))
+
+
+def test_more_disk_than_is_free_is_refused():
+    """Where somebody asked for it."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from ddchallenge.cli import main; main()", "sample",
+         "--dataset", "digits", "--submission", "gaussian", "--disk", "900t"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "A disk limit of 921,600.0 GiB is above" in done.stderr
 
 
 def test_an_engine_nobody_knows_is_refused():

@@ -13,14 +13,16 @@ from racing import HONEST
 
 from ddchallenge.errors import RequestError, RunError, SubmissionError
 from ddchallenge.generator import read_submission
+from ddchallenge.sampling.launchers import container, image
 from ddchallenge.sampling.launchers.engine import Engine, find_engine, last_lines
 from ddchallenge.sampling.launchers.image import (
     HARNESS_IMAGE,
-    check_requirements,
+    _recipe,
     harness_image,
     submission_image,
     write_layer,
 )
+from ddchallenge.sampling.launchers.requirements import pip_requirements
 
 ROOT = Path(__file__).parents[1]
 NAME = os.environ.get("DDCHALLENGE_IMAGE", HARNESS_IMAGE)
@@ -79,19 +81,71 @@ def test_a_layer_holds_its_folders_and_nobody_owns_it(tmp_path):
         "numpy==2.1 " + HASH + " --global-option=x",
         "./numpy.whl " + HASH,
         "numpy==2.1 \\\n    --find-links=/tmp " + HASH,
+        # What pip reads otherwise than it looks: it continues no comment, and knows codings.
+        f"# pinned with hashes \\\n--no-binary :all:\nnumpy==2.1 {HASH}",
+        f"# more \\\nevil @ http://127.0.0.1/evil-1.tar.gz {HASH}",
+        f"numpy==2.1 \\\n # \\\n {HASH}",
+        f"numpy==2.1 ; sys_platform == ' --no-binary x' {HASH}",
+        f"numpy==2.1 ; --no-binary {HASH}",
+        f"numpy[a, --no-binary]==2.1 {HASH}",
+        f"numpy==2.1 ; sys_platform == '${{HOME}}' {HASH}",
     ],
 )
 def test_only_pinned_and_hashed_packages_are_installed(line):
     """A submission's lock can name no index, no file, no address and no option of pip."""
     with pytest.raises(SubmissionError, match=r"requirements.lock: every line must be"):
-        check_requirements(Path("requirements.lock"), f"# a comment\n{line}\n")
+        pip_requirements(Path("requirements.lock"), f"# a comment\n{line}\n".encode())
 
 
 def test_the_lock_of_the_harness_is_one_a_submission_could_have():
     """What uv writes, markers, comments and several hashes among it, is accepted."""
-    text = (ROOT / "requirements.lock").read_text()
-    assert text.count("--hash") > 100
-    check_requirements(Path("requirements.lock"), text)
+    data = (ROOT / "requirements.lock").read_bytes()
+    lines = pip_requirements(Path("requirements.lock"), data).splitlines()
+    assert len(lines) == data.count(b"==") - data.count(b" == ") > 50
+    assert sum(line.count("--hash") for line in lines) == data.count(b"--hash")
+    assert not [line for line in lines if "#" in line or line.endswith("\\")]
+    assert "colorama==0.4.6 ; sys_platform == 'win32' --hash=sha256:" in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"# coding: utf-7\n# x+AAo---index-url http://127.0.0.1/\n",
+        b"# x\n # -*- coding=utf_16 -*-\n",
+        b"\xef\xbb\xbfnumpy==2.1 " + HASH.encode(),
+        "numpy==2.\u0661 ".encode() + HASH.encode(),
+        b"# \x85--no-binary :all:\n",
+        b"# a\r--no-binary :all:\n",
+        b"# a\x0c--no-binary :all:\n",
+    ],
+)
+def test_a_lock_in_another_coding_is_refused(data):
+    """One in which pip could find more lines than we see."""
+    with pytest.raises(SubmissionError):
+        pip_requirements(Path("requirements.lock"), data)
+
+
+def test_pip_is_given_what_was_understood_and_nothing_else():
+    """One line each, without comments and blanks, in the order given."""
+    text = "# coding: utf-8\r\n"
+    text += f"b[x, y]==2  ;  python_version<'3' and (extra==\"a\") \\\r\n {HASH}  # c \\\r\n"
+    text += f"# via +AAo---index-url\na==1!2+cpu \\\n\t{HASH} \\\n {HASH}\n  # via b\n"
+    assert pip_requirements(Path("requirements.lock"), text.encode()) == (
+        f"b[x,y]==2 ; python_version<'3' and (extra==\"a\") {HASH}\na==1!2+cpu {HASH} {HASH}\n"
+    )
+
+
+def test_pip_runs_without_root_and_root_runs_nothing_a_wheel_brings():
+    """The recipe: wheels only, an id that nothing belongs to, then the system's own programs."""
+    lines = _recipe("base", True).splitlines()
+    assert lines[:2] == ["FROM base", "LABEL ddchallenge.submission=true"]
+    (pip,) = (number for number, line in enumerate(lines) if "pip install" in line)
+    assert "PIP_ONLY_BINARY=:all: " in lines[pip]
+    assert "--only-binary :all: -r" in lines[pip]
+    assert [line for line in lines[:pip] if line.startswith("USER")][-1] == "USER 10001:10001"
+    later = [line for line in lines[pip + 1 :] if line.startswith("RUN")]
+    assert later
+    assert all(line.startswith("RUN PATH=/usr/sbin:/usr/bin:/sbin:/bin ") for line in later)
 
 
 # ------------------------------------------------------------------------------------ the engine
@@ -158,6 +212,38 @@ def test_the_first_engine_that_works_is_taken(tmp_path, monkeypatch):
     assert find_engine().name == "podman"
 
 
+def test_an_engine_that_was_asked_for_is_told_of_another(tmp_path, monkeypatch):
+    """What was asked for, what is the matter, and what works instead."""
+    (tmp_path / "podman").write_text("#!/bin/sh\necho 5.0.0 false\n")
+    (tmp_path / "podman").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for setup in (lambda: None, lambda: fake_engine(tmp_path, "docker", "Cannot connect")):
+        setup()
+        with pytest.raises(RequestError) as problem:
+            find_engine("docker")
+        first, last = str(problem.value).splitlines()
+        assert first.startswith("docker was asked for and cannot be used here: docker is ")
+        assert last == "podman works: name --engine podman, or leave --engine out."
+
+
+def test_build_options_that_cannot_be_read_are_refused(make_submission, monkeypatch):
+    """The message names the variable."""
+    monkeypatch.setenv("DDCHALLENGE_BUILD_OPTIONS", "--network 'host")
+    with pytest.raises(RequestError, match="DDCHALLENGE_BUILD_OPTIONS cannot be read"):
+        container._build_options()
+
+
+def test_an_image_of_another_commit_is_said(monkeypatch):
+    """One line, and none where it is the same or nobody knows."""
+    said = []
+    monkeypatch.setattr(image, "git_revision", lambda folder: ("a" * 40, False))
+    for revision in ("b" * 40, "a" * 40, "", "<no value>"):
+        monkeypatch.setattr(Engine, "read", lambda self, *words, found=revision: found)
+        image._compare_revision(Engine("podman", "podman", "5"), "ddchallenge", said.append)
+    assert len(said) == 1
+    assert "is of commit bbbbbbb, this code of aaaaaaa" in said[0]
+
+
 def test_last_lines_are_safe_to_print():
     """Not blank, not longer than a line, nothing a terminal obeys."""
     assert last_lines("a\n\n" + "b" * 999 + "\n\n\033[31mc\n\n", 2) == "b" * 300 + "\n?[31mc"
@@ -174,8 +260,9 @@ def test_an_image_that_is_not_there_is_told(engine):
         harness_image(engine, "--all")
 
 
-def test_built_twice_a_submission_is_the_same_layer(make_submission, engine, tmp_path):
+def test_built_twice_a_submission_is_the_same_layer(make_submission, engine, monkeypatch):
     """Once more from nothing, with other times and modes: the layer's digest is the same."""
+    monkeypatch.setattr(image, "git_revision", lambda folder: (None, None))
     submission = make_submission(HONEST)
     (submission.folder / "weights.bin").write_bytes(os.urandom(1000))
     said = []
@@ -233,7 +320,8 @@ def test_a_failing_build_shows_its_last_lines_and_names_the_log(make_submission,
     text = str(problem.value)
     assert "could not build the submission's image; its last lines:" in text
     assert "ddchallenge-nobody-has-this" in text
-    log = Path(re.search(r"All of them are in (\S+\.log)$", text)[1])
+    assert "DDCHALLENGE_BUILD_OPTIONS" in text
+    log = Path(re.search(r"All of them are in (\S+\.log)$", text, re.MULTILINE)[1])
     assert "pip install" in log.read_text()
     log.unlink()
 

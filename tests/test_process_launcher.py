@@ -156,6 +156,23 @@ def test_more_memory_than_there_is_is_refused():
         ProcessLauncher(replace(default_limits(), memory_bytes=4 << 40))
 
 
+def test_more_processors_than_there_are_are_refused():
+    """As the container does it."""
+    with pytest.raises(RequestError, match=r"9999 processors cannot be had: this machine has \d+"):
+        ProcessLauncher(replace(default_limits(), cpus=9999))
+
+
+def test_packages_that_are_not_installed_are_said(make_submission):
+    """One line: a process runs with this environment's packages."""
+    submission = make_submission(HONEST)
+    (submission.folder / "requirements.lock").write_text("")
+    lines = []
+    ProcessLauncher().prepare(submission, "cpu", lines.append)
+    (line,) = [line for line in lines if "requirements.lock" in line]
+    assert "is not installed here" in line
+    assert "--launcher container" in line
+
+
 def test_a_machine_without_landlock_says_so(make_submission, tmp_path, monkeypatch):
     """The run goes on, the record has None, and one line warns."""
     monkeypatch.setattr(sandbox, "landlock_abi", lambda: None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -113,5 +115,22 @@ def launcher_of(options: LaunchOptions, data_dir: Path | None) -> Launcher:
         "processes": options["processes"],
         "cpus": options["cpus"],
     }
+    _check_disk(options["disk"])
     limits = replace(limits, **{k: v for k, v in chosen.items() if v is not None})
     return make(limits, options["engine"], data_dir)
+
+
+def _check_disk(limit: int | None) -> None:
+    """Refuse what was asked for and is not free: where runs are written by default, and temporary.
+
+    The largest of them is taken, since ``--out`` may lead to either.
+    """
+    if limit is None:
+        return
+    places = (Path.cwd(), Path(tempfile.gettempdir()))
+    free = max(shutil.disk_usage(place).free for place in places)
+    if limit > free:
+        raise RequestError(
+            f"A disk limit of {limit / (1 << 30):,.1f} GiB is above the "
+            f"{free / (1 << 30):,.1f} GiB that are free here.\nName less, or leave it out."
+        )

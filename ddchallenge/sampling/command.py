@@ -153,6 +153,7 @@ class _Run:
             training_data=order.training_data,
             hidden=(hidden,) if hidden else (),
             kept=True,
+            seconds=order.budget_seconds,
         )
         seen = launcher.inside(places)
         task = GenerationTask(

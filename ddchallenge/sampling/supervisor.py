@@ -245,6 +245,7 @@ class _Race:
             working_dir=working_dir,
             training_data=self.order.training_data,
             hidden=(*self.order.hidden, *([test_images] if test_images else [])),
+            seconds=self.order.budget_seconds,
         )
         seen = launcher.inside(places)
         task = GenerationTask(

@@ -12,6 +12,7 @@ The supervisor owns the clock and the frames; a launcher owns the box. In order:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = [
     "Launcher",
     "Places",
     "Worker",
+    "check_cpus",
     "check_memory",
     "default_limits",
 ]
@@ -63,6 +65,16 @@ def check_memory(limit_bytes: int) -> None:
         )
 
 
+def check_cpus(limit: float | None) -> None:
+    """Raise :class:`RequestError` where a run may use more processors than this machine has."""
+    processors = os.cpu_count() or 1
+    if limit is not None and not 0 < limit <= processors:
+        raise RequestError(
+            f"{limit:g} processors cannot be had: this machine has {processors}.\n"
+            "Name less, or leave it out."
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
     """The folders of a run. ``submission`` and ``training_data`` are for reading only.
@@ -71,6 +83,7 @@ class Places:
     be read, beside those a launcher hides anyway; ``training_data`` may lie in one of them.
     ``kept`` says that the supervisor takes files out of ``working_dir`` when all of the run is
     dead: then it must be that folder of this machine, not one in a container's own memory.
+    ``seconds`` is the budget: whoever can end the run long after it without us is told.
     """
 
     submission: Path
@@ -78,6 +91,7 @@ class Places:
     training_data: Path | None
     hidden: tuple[Path, ...] = ()
     kept: bool = False
+    seconds: float | None = None
 
 
 class Worker(Protocol):

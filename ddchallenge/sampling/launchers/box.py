@@ -20,6 +20,7 @@ __all__ = [
     "box_environment",
     "box_options",
     "breaches",
+    "disk_in_memory",
     "keep_work",
     "mount_training",
 ]
@@ -42,8 +43,7 @@ def box_options(
     ``direct`` is that of :class:`~ddchallenge.sampling.launchers.engine.Engine`.
     """
     memory = limits.memory_bytes
-    # What lies in a temporary file system is memory; half of it leaves room to compute in.
-    disk = min(limits.disk_bytes, memory // 2)
+    disk = disk_in_memory(limits)
     options = [
         ("--pull", "never"),
         ("--network", "none"),
@@ -78,6 +78,12 @@ def box_options(
             ("--device", "nvidia.com/gpu=all") if engine == "podman" else ("--gpus", "all")
         )
     return tuple(options)
+
+
+def disk_in_memory(limits: Limits) -> int:
+    """How many bytes may be written where the working folder is in memory."""
+    # What lies in a temporary file system is memory; half of it leaves room to compute in.
+    return min(limits.disk_bytes, limits.memory_bytes // 2)
 
 
 def mount_training(folder: Path) -> tuple[str, str]:

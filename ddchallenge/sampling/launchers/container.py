@@ -9,18 +9,23 @@ the container where it can.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shlex
 import socket
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from ddchallenge.errors import RequestError, RunError
 from ddchallenge.generator import Submission
+from ddchallenge.jsonio import printable
 from ddchallenge.records import LauncherName, LaunchRecord, Limits
 from ddchallenge.sampling.launchers import (
     Places,
+    check_cpus,
     check_memory,
     default_limits,
 )
@@ -30,6 +35,7 @@ from ddchallenge.sampling.launchers.box import (
     box_environment,
     box_options,
     breaches,
+    disk_in_memory,
     keep_work,
     mount_training,
 )
@@ -44,6 +50,9 @@ from ddchallenge.sampling.launchers.image import (
 )
 
 __all__ = ["ContainerLauncher"]
+
+# Above what starting, a budget and stopping take.
+SLACK_SECONDS: Final = 60.0
 
 
 class ContainerLauncher:
@@ -67,12 +76,7 @@ class ContainerLauncher:
         self._training = False
         self._kept = False
         check_memory(self.limits.memory_bytes)
-        processors = os.cpu_count() or 1
-        if self.limits.cpus is not None and not 0 < self.limits.cpus <= processors:
-            raise RequestError(
-                f"{self.limits.cpus:g} processors cannot be had: this machine has {processors}.\n"
-                "Name less, or leave it out."
-            )
+        check_cpus(self.limits.cpus)
 
     def prepare(
         self, submission: Submission, device: str, say: Callable[[str], None] = lambda line: None
@@ -80,7 +84,7 @@ class ContainerLauncher:
         """Find the engine, build or find the image, and try the box."""
         self._engine = self._engine or find_engine(self._wanted)
         name = os.environ.get("DDCHALLENGE_IMAGE", HARNESS_IMAGE)
-        more = tuple(shlex.split(os.environ.get("DDCHALLENGE_BUILD_OPTIONS", "")))
+        more = _build_options()
         self._image = submission_image(self._engine, submission, name, more, say)
         gpu = device.startswith("cuda")
         direct = self._engine.direct
@@ -161,6 +165,9 @@ class ContainerLauncher:
             _give_away(kept)
             options = keep_work(options, kept, self.limits)
         run = self._run(name, options)
+        if places.seconds is not None and engine.ends_late:
+            # Should all of us be killed, the engine's own watcher of the container ends it.
+            run.append(f"--timeout={math.ceil(places.seconds + SLACK_SECONDS)}")
         if places.training_data is not None:
             run.append("=".join(mount_training(places.training_data.resolve())))
         # Unless it is kept, the folder outside stays empty: the worker writes to memory.
@@ -169,9 +176,11 @@ class ContainerLauncher:
     def record(self) -> LaunchRecord:
         """The engine, the image, and the options it is run with."""
         engine, image = self._prepared()
-        options = self._options
+        options, limits = self._options, self.limits
         if self._kept:
-            options = keep_work(options, None, self.limits)
+            options = keep_work(options, None, limits)
+        else:
+            limits = replace(limits, disk_bytes=disk_in_memory(limits))
         cut = [f"{option}={value}" for option, value in options]
         if self._training:
             cut.append(f"--mount=type=bind,target={TRAINING},readonly")
@@ -180,11 +189,22 @@ class ContainerLauncher:
             launcher=self.name,
             engine=f"{engine.name} {engine.version}",
             image=image.id,
-            limits=self.limits,
+            limits=limits,
             environment=tuple(sorted(self._environment)),
             landlock=None,
             sandbox=tuple(cut),
         )
+
+
+def _build_options() -> tuple[str, ...]:
+    text = os.environ.get("DDCHALLENGE_BUILD_OPTIONS", "")
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise RequestError(
+            f"DDCHALLENGE_BUILD_OPTIONS cannot be read ({str(error).lower()}): "
+            f"{printable(text[:80])!r}.\nWrite it as in a shell, such as `--network host`."
+        ) from None
 
 
 def _give_away(folder: Path) -> None:

@@ -37,6 +37,11 @@ class Engine:
     version: str
     direct: bool = False
 
+    @property
+    def ends_late(self) -> bool:
+        """Whether ``run`` takes ``--timeout``: podman from version 4 on."""
+        return self.name == "podman" and not self.version.startswith(("1.", "2.", "3."))
+
     def command(self, *arguments: str) -> list[str]:
         """The argument list of ``engine arguments...``; never a line for a shell."""
         return [self.program, *arguments]
@@ -71,13 +76,35 @@ def find_engine(wanted: EngineName | None = None) -> Engine:
             direct = remote == "false" and not version.startswith(("1.", "2.", "3."))
             return Engine(_flavour(name, program), program, version, direct)
         problems.append(_problem(name, done.stderr))
+    if wanted and (other := _working(wanted)):
+        raise RequestError(
+            f"{wanted} was asked for and cannot be used here: {problems[0]}\n"
+            f"{other} works: name --engine {other}, or leave --engine out."
+        )
     if all(problem.endswith("not installed.") for problem in problems):
         which = f"{wanted} is not installed" if wanted else "Neither podman nor docker is installed"
         raise RequestError(
             f"{which}, and --launcher container needs a container engine.\n"
             "Install podman or docker, or run your own code with --launcher process."
         )
+    if wanted:
+        raise RequestError(f"{wanted} was asked for and cannot be used here: {problems[0]}")
     raise RequestError("No container engine can be used here.\n" + "\n".join(problems))
+
+
+def _working(without: EngineName) -> EngineName | None:
+    """Another engine that answers, for advice."""
+    for name in ENGINES:
+        program = shutil.which(name)
+        if name == without or program is None:
+            continue
+        try:
+            done = _ask(program, *QUESTIONS[_flavour(name, program)])
+        except (RequestError, RunError):
+            continue
+        if done.returncode == 0 and done.stdout.strip():
+            return name
+    return None
 
 
 def _flavour(name: EngineName, program: str) -> EngineName:

@@ -26,10 +26,12 @@ from pathlib import Path
 from typing import Final
 
 import ddchallenge
-from ddchallenge.errors import RequestError, RunError, SubmissionError
+from ddchallenge.environment import git_revision
+from ddchallenge.errors import RequestError, RunError
 from ddchallenge.generator import Submission, submission_files
 from ddchallenge.jsonio import printable
 from ddchallenge.sampling.launchers.engine import Engine, last_lines
+from ddchallenge.sampling.launchers.requirements import REQUIREMENTS, pip_requirements
 
 __all__ = ["HARNESS_IMAGE", "SUBMISSION", "USER", "Image", "harness_image", "submission_image"]
 
@@ -41,11 +43,7 @@ HARNESS: Final = Path("/harness")
 # An id that nothing on the host belongs to.
 USER: Final = "10001:10001"
 
-REQUIREMENTS: Final = "requirements.lock"
 # The test images of digits come with scikit-learn; a run may not have them.
-_PINNED: Final = re.compile(
-    r"[A-Za-z0-9][\w.-]*(\[[\w,. -]*\])?==[\w.+!-]+(\s*;[^#]*?)?(\s+--hash=sha256:[0-9a-f]{64})+"
-)
 DIGITS: Final = "*/sklearn/datasets/data/digits.csv.gz"
 SAY_SECONDS: Final = 5.0
 LAST_LINES: Final = 12
@@ -88,6 +86,7 @@ def submission_image(
     building fails; its message has the last lines, and names the file with all of them.
     """
     base = harness_image(engine, harness)
+    _compare_revision(engine, harness, say)
     with tempfile.TemporaryDirectory(prefix="ddchallenge-image-") as name:
         context = Path(name)
         parts = {
@@ -101,9 +100,8 @@ def submission_image(
         requirements = submission.folder / REQUIREMENTS
         locked = requirements.is_file()
         if locked:
-            text = requirements.read_text(encoding="utf-8")
-            check_requirements(requirements, text)
-            (context / REQUIREMENTS).write_text(text, encoding="utf-8")
+            lines = pip_requirements(requirements, requirements.read_bytes())
+            (context / REQUIREMENTS).write_text(lines, encoding="ascii")
         recipe = _recipe(harness, locked)
         content = hashlib.sha256(json.dumps([base, recipe, parts]).encode()).hexdigest()
         tag = f"{SUBMISSION_IMAGE}:{content[:40]}"
@@ -119,26 +117,47 @@ def submission_image(
     raise RunError(f"{engine.name} has built {tag} and does not know it. Is its storage full?")
 
 
+def _compare_revision(engine: Engine, harness: str, say: Callable[[str], None]) -> None:
+    """Say so where the harness image and this code are of different commits."""
+    label = '{{index .Config.Labels "org.opencontainers.image.revision"}}'
+    built = engine.read("image", "inspect", "--format", label, harness) or ""
+    here, _ = git_revision(Path(ddchallenge.__file__).resolve().parent)
+    if here and re.fullmatch(r"[0-9a-f]{40,64}", built) and built != here:
+        say(
+            f"The image {harness!r} is of commit {built[:7]}, this code of {here[:7]}: "
+            "its packages may be other ones (`make image` builds it anew). "
+            "The worker's code is this one's."
+        )
+
+
 def _recipe(harness: str, locked: bool) -> str:
     """The Dockerfile; nothing a stranger wrote stands in it."""
-    # Copied, not mounted: an engine may not notice that what is mounted has changed.
+    # Copied, not mounted: an engine may not notice that what is mounted has changed. The user who
+    # installs owns the folders of the environment, not the files: those would be copied, all 6 GB.
+    # (Not `pip --target`: it would install again whatever of the lock is there already.)
     install = (
         f"COPY {REQUIREMENTS} /{REQUIREMENTS}\n"
-        "RUN pip install --no-cache-dir --no-deps --require-hashes --only-binary :all: "
-        f"-r /{REQUIREMENTS}\n"
+        "RUN find \"$(python -c 'import sys; print(sys.prefix)')\" -xdev -type d "
+        f"-exec chown {USER} {{}} +\n"
+        f"USER {USER}\n"
+        "RUN PIP_ONLY_BINARY=:all: pip install --no-cache-dir --no-deps --require-hashes "
+        f"--only-binary :all: -r /{REQUIREMENTS}\n"
+        "USER 0:0\n"
     )
+    # A wheel may bring programs of any name: from there on root runs the system's.
     return (
         f"FROM {harness}\n"
+        # First, so that what a failed build leaves has it too.
+        "LABEL ddchallenge.submission=true\n"
         "USER 0:0\n"
         f"{install * locked}"
-        f"RUN find / -xdev -path '{DIGITS}' -delete\n"
+        f"RUN PATH=/usr/sbin:/usr/bin:/sbin:/bin find / -xdev -path '{DIGITS}' -delete\n"
         "ADD harness.tar /\n"
         f"ENV PYTHONPATH={HARNESS}\n"
         f"USER {USER}\n"
         "WORKDIR /\n"
         'ENTRYPOINT ["python", "-P", "-m", "ddchallenge.sampling.worker"]\n'
         "CMD []\n"
-        "LABEL ddchallenge.submission=true\n"
         "ADD submission.tar /\n"
     )
 
@@ -180,22 +199,6 @@ def _harness_files() -> Iterator[tuple[str, Path]]:
         parts = path.relative_to(package).parts
         if path.is_file() and parts[0] != "baselines" and "__pycache__" not in parts:
             yield "/".join(("ddchallenge", *parts)), path
-
-
-def check_requirements(path: Path, text: str) -> None:
-    """Raise :class:`SubmissionError` unless each line is ``name==version --hash=sha256:...``.
-
-    A stranger's file may name no index, no file, no address and no option of pip.
-    """
-    joined = re.sub(r"\\\r?\n", "  ", text)
-    for line in joined.splitlines():
-        line = re.sub(r"(^|\s)#.*", "", line).strip()
-        if line and not _PINNED.fullmatch(line):
-            raise SubmissionError(
-                f"{path}: every line must be `name==version --hash=sha256:...`, "
-                f"found {printable(line[:80])!r}.\n"
-                "`uv pip compile --generate-hashes` or `pip-compile --generate-hashes` write it so."
-            )
 
 
 # -------------------------------------------------------------------------------------- building
@@ -240,10 +243,14 @@ def _build(
             return
         log.flush()
         log.seek(0)
+        advice = (
+            "\nIf pip could not reach its index: options of the build, such as `--network host` or "
+            "a `--volume` with your pip.conf, go into DDCHALLENGE_BUILD_OPTIONS (see the README)."
+        )
         raise RunError(
             f"{engine.name} could not build the submission's image; its last lines:\n"
             f"{last_lines(log.read(), LAST_LINES)}\n"
-            f"All of them are in {log.name}"
+            f"All of them are in {log.name}{advice * (context / REQUIREMENTS).is_file()}"
         )
 
 

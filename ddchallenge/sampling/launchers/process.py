@@ -26,12 +26,14 @@ from ddchallenge.sampling.launchers import (
     GRACE_SECONDS,
     KILL_SECONDS,
     Places,
+    check_cpus,
     check_memory,
     default_limits,
     sandbox,
     seccomp,
 )
 from ddchallenge.sampling.launchers.hiding import hidden_paths, visible_paths
+from ddchallenge.sampling.launchers.requirements import REQUIREMENTS
 from ddchallenge.sampling.launchers.variables import SET, passed_variables, worker_environment
 
 __all__ = ["ProcessLauncher", "WorkerProcess", "enlarge_pipe"]
@@ -50,7 +52,7 @@ class ProcessLauncher:
     """Starts workers as processes; a :class:`~ddchallenge.sampling.launchers.Launcher`.
 
     ``hidden`` are folders no worker may read, beside the data sets' usual places. Raises
-    :class:`RequestError` for more memory than the machine has.
+    :class:`RequestError` for more memory or processors than the machine has.
     """
 
     name: LauncherName = "process"
@@ -62,12 +64,18 @@ class ProcessLauncher:
         self._seccomp = seccomp.seccomp_known()
         self._can_be_private = self._private = sandbox.shared_memory_can_be_private()
         check_memory(self.limits.memory_bytes)
+        check_cpus(self.limits.cpus)
 
     def prepare(
         self, submission: Submission, device: str, say: Callable[[str], None] = lambda line: None
     ) -> None:
         """Say what this machine cannot do."""
-        del submission, device
+        del device
+        if (submission.folder / REQUIREMENTS).is_file():
+            say(
+                f"The {REQUIREMENTS} of {submission.name} is not installed here: it runs with this "
+                "environment's packages. --launcher container installs it."
+            )
         if self._landlock is None:
             say(
                 "This kernel has no Landlock: the submission can read and write your files. "
