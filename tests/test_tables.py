@@ -173,3 +173,13 @@ def test_markup_in_names_stays_text():
     assert "mine on [bold]x[/]" in text
     assert "[red]a[/red]" in text
     assert "[/b]" in text
+
+
+def test_a_recovered_run_shows_no_made_up_zeros():
+    """What a killed supervisor spent on start-up nobody knows."""
+    honest = scored(0.93)
+    assert "start-up" in " ".join(shown(honest))
+    lost = scored(0.93, marks=("unofficial: recovered after the supervisor was killed",))
+    text = " ".join(shown(lost))
+    assert "start-up" not in text
+    assert "(sampling " in text
