@@ -79,7 +79,7 @@ def read_result(path: Path) -> Result:
             )
         return from_json(Result, _upgraded(document), str(path))
     except DocumentError as error:
-        if not path.is_file():
+        if not path.exists():
             raise RequestError(
                 f"There is no result at {path}: `ddchallenge score` and `run` write result.json."
             ) from None

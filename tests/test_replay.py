@@ -411,3 +411,25 @@ def test_training_data_that_is_not_here_is_named(ddchallenge, make_submission, t
     )
     assert said.status == 2
     assert "ddchallenge data fetch cifar100" in said.err
+
+
+def test_a_replay_leaves_only_a_log_that_is_worth_reading(
+    ddchallenge, make_submission, tmp_path, monkeypatch
+):
+    """Nothing of one that printed nothing; what a failing generator printed stays, and is said."""
+    true = make_submission(HONEST)
+    sampled(true, tmp_path / "out")
+    there = tmp_path / "temporary"
+    there.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(there))
+    line = ["verify", tmp_path / "out", "--device", "cpu", "--submission"]
+    silent = make_submission("import os\nos._exit(3)\n", name="silent")
+    loud = make_submission("import os\nprint('why', flush=True)\nos._exit(3)\n", name="loud")
+    assert ddchallenge(*line, true.folder).status == 0
+    assert ddchallenge(*line, silent.folder).status == 1
+    assert not list(there.glob("ddchallenge-verify-*"))
+    said = ddchallenge(*line, loud.folder)
+    assert said.status == 1
+    (folder,) = there.glob("ddchallenge-verify-*")
+    assert [path.name for path in folder.iterdir()] == ["worker.log"]
+    assert f"What the generator printed is in {folder / 'worker.log'}" in said.err

@@ -227,6 +227,11 @@ def test_what_cannot_be_got_again_is_refused(history, ddchallenge, tmp_path, mon
     assert not (tmp_path / "again").exists()
 
 
+def make_empty(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 def test_files_and_options_that_fit_no_result_are_refused(history, ddchallenge, tmp_path):
     """Another schema, no result at all, another bundle, another dataset, no repository."""
     path = tmp_path / "result.json"
@@ -243,7 +248,10 @@ def test_files_and_options_that_fit_no_result_are_refused(history, ddchallenge, 
     assert "An earlier version wrote it" in refused(path)
     path.write_text("[1, 2]")
     assert "expected an object, found a list" in refused(path)
-    assert "cannot be read" in refused(tmp_path / "nowhere.json")
+    assert "There is no result at" in refused(tmp_path / "nowhere.json")
+    assert f"There is no result at {tmp_path / 'none' / 'result.json'}" in refused(
+        make_empty(tmp_path / "none")  # the folder of a run is that of its result
+    )
     other = replace(history.result, bundle=replace(history.result.bundle, digest="ab" * 32))
     write_result(path, other)
     assert "is not the bundle of this result" in refused(path, "--replay", history.out)

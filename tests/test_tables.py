@@ -9,7 +9,7 @@ from test_leaderboard import result
 from test_statistics import runs_of
 
 from ddchallenge.datasets import get_dataset
-from ddchallenge.records import Reference
+from ddchallenge.records import PhaseSeconds, Reference, SamplingSummary
 from ddchallenge.report.tables import reference_lines, result_table
 from ddchallenge.scoring.statistics import accuracy_of, paired_difference
 
@@ -173,3 +173,28 @@ def test_markup_in_names_stays_text():
     assert "mine on [bold]x[/]" in text
     assert "[red]a[/red]" in text
     assert "[/b]" in text
+
+
+def test_a_recovered_run_shows_no_made_up_zeros():
+    """What a killed supervisor spent on start-up nobody knows."""
+    log = SamplingSummary(
+        budget_seconds=600.0,
+        elapsed_seconds=90.0,
+        stop="interrupted",
+        stop_detail="",
+        max_images=None,
+        images_sampled=100,
+        images_augmented=0,
+        late_images=0,
+        augmentation="none",
+        run_seed=0,
+        device="cpu",
+        hardware="a processor",
+        seconds=PhaseSeconds(sampling=90.0),
+    )
+    honest = replace(scored(0.93), sampling=log)
+    assert "start-up" in " ".join(shown(honest))
+    lost = replace(honest, marks=("unofficial: recovered after the supervisor was killed",))
+    text = " ".join(shown(lost))
+    assert "start-up" not in text
+    assert "(sampling " in text
