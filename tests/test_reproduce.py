@@ -332,6 +332,7 @@ def test_the_recorded_launcher_is_taken(history):
         assert _recorded_box(replace(history.result, sampling=old), here) == here
 
 
+@pytest.mark.usefixtures("terminal_signals")
 def test_an_interrupt_reaches_the_code_that_runs(history, tmp_path):
     """Ctrl-C ends the child; what it had sampled is kept, and none of its processes are left."""
     slow = tmp_path / "slow"
