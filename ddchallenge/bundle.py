@@ -22,6 +22,7 @@ from ddchallenge.errors import BundleError, RequestError, UnknownNameError
 from ddchallenge.jsonio import DocumentError, from_json, read_json, to_json, write_json
 from ddchallenge.records import (
     MANIFEST_SCHEMA,
+    RUN_FILE,
     Bundle,
     DatasetSpec,
     LabeledImages,
@@ -47,7 +48,6 @@ __all__ = [
 
 IMAGES_FILE: Final = "images.safetensors"
 MANIFEST_FILE: Final = "manifest.json"
-RUN_FILE: Final = "run.json"  # of a run folder, while it has no bundle
 SAMPLES_FILE: Final = "samples.png"
 
 # A manifest has ten thousand lines of batches at most, about two megabytes.

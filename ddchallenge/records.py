@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MANIFEST_SCHEMA",
     "RESULT_SCHEMA",
+    "RUN_FILE",
     "RUN_SCHEMA",
     "STOPPED_BY",
     "Accuracy",
@@ -77,6 +78,7 @@ Interval: TypeAlias = tuple[float, float]
 MANIFEST_SCHEMA: Final = 2
 RESULT_SCHEMA: Final = 3
 RUN_SCHEMA: Final = 1
+RUN_FILE: Final = "run.json"  # in a run's folder, until there is a bundle
 
 StopReason = Literal[
     "images",  # every image that was asked for has arrived

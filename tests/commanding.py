@@ -6,12 +6,12 @@ from pathlib import Path
 from textwrap import dedent
 
 import numpy as np
+import racing
 import torch
 
 from ddchallenge.datasets import get_dataset, load_split
 from ddchallenge.datasets.normalise import normalise
 from ddchallenge.generator import Submission, read_submission
-from ddchallenge.rules import get_rules
 from ddchallenge.sampling.supervisor import SamplingOrder
 
 SPEC = get_dataset("digits")
@@ -89,15 +89,4 @@ def make_command(parent: Path, code: str, name: str = "entry", **settings: str) 
 
 def order_for(submission: Submission, budget: float = 60.0, **changes) -> SamplingOrder:
     """An order to run it on digits."""
-    values = {
-        "submission": submission,
-        "dataset": SPEC,
-        "rules": get_rules("generative"),
-        "budget_seconds": budget,
-        "device": "cpu",
-        "run_seed": 5,
-        "max_images": None,
-        "augmentation": "none",
-        "training_data": None,
-    } | changes
-    return SamplingOrder(**values)
+    return racing.order_for(submission, budget, **changes)

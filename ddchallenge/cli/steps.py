@@ -86,9 +86,11 @@ def show_audit(
 
 def free_folder(out: Path | None, spec: DatasetSpec, name: str) -> Path:
     """``out``, else a new folder below ``runs``; raises :class:`OutputError` if it is in use."""
+    from ddchallenge.records import RUN_FILE
+
     if out is None:
         out = Path("runs") / f"{spec.name}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if (out / "run.json").exists():
+    if (out / RUN_FILE).exists():
         raise OutputError(
             f"{out} has a run that goes on, or was killed before its bundle was written.\n"
             f"`ddchallenge sample --recover {out}` makes the bundle; or give another --out."

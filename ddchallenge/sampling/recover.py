@@ -11,6 +11,7 @@ from ddchallenge.augment import PLANS, get_plan
 from ddchallenge.errors import RequestError, RunError
 from ddchallenge.jsonio import DocumentError, from_json, read_json
 from ddchallenge.records import (
+    RUN_FILE,
     RUN_SCHEMA,
     DatasetSpec,
     PhaseSeconds,
@@ -22,7 +23,7 @@ from ddchallenge.sampling.batches import BatchLog
 from ddchallenge.sampling.copies import CopyMaker
 from ddchallenge.sampling.schedule import batch_seed
 from ddchallenge.sampling.spool import Found, Spool
-from ddchallenge.sampling.supervisor import RUN_FILE, Sampled
+from ddchallenge.sampling.supervisor import Sampled
 
 __all__ = ["read_run", "recover"]
 

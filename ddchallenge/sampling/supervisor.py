@@ -23,6 +23,7 @@ from ddchallenge.generator import Submission
 from ddchallenge.interrupts import noticed
 from ddchallenge.jsonio import printable, to_json, write_json
 from ddchallenge.records import (
+    RUN_FILE,
     Calibration,
     DatasetSpec,
     EquivalentBudget,
@@ -58,9 +59,8 @@ from ddchallenge.sampling.worker import task_payload
 if TYPE_CHECKING:
     from ddchallenge.augment import AugmentationPlan
 
-__all__ = ["RUN_FILE", "Sampled", "SamplingOrder", "sample"]
+__all__ = ["Sampled", "SamplingOrder", "sample"]
 
-RUN_FILE: Final = "run.json"
 WORK_FOLDER: Final = "work"
 IN_FLIGHT: Final = 2
 TICK_SECONDS: Final = 0.1
